@@ -1,0 +1,357 @@
+"""Algorithm 1 of the paper, start to finish: `python -m llm.align`.
+
+q' ← p, q_θ ← p, D ← {}
+for each of e phases:
+    sample n completions of each of m prompts from q' = q_θ; cache log q', log p and r; add the groups to D
+    make k gradient steps on batches of groups from all of D
+keep the checkpoint with the best validation win rate
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from llm import report
+from llm.checkpoint import TrainerState, load_best_adapter, load_checkpoint, model_card, save_adapter, save_checkpoint
+from llm.config import AlignConfig, changed_settings, dump_config, parse_command, validate
+from llm.console import entry_point, say
+from llm.errors import UserError
+from llm.evaluate import Judge, change, evaluate, figures, judged, sample_one_each
+from llm.groups import Collector
+from llm.logprob import group_pairs, score
+from llm.models import Policy, load_policy, resolve_device
+from llm.plugins import load_callable
+from llm.prompts import PromptSets, load_prompts, with_references
+from llm.records import EvalRecord, Prompt, ScoredGroup
+from llm.rewards import Reward, load_reward
+from llm.run_folder import Identity, check_free, check_identity, new_run, stored_config, versions
+from llm.store import MetricsLog, ShardFolder, write_json
+from llm.streams import text_fingerprint
+from llm.tracking import Tracker
+from llm.train import draw_batch, make_log_goodness, make_optimizer, train_step
+
+CONSISTENCY_WARNING = 0.05
+
+
+@dataclass
+class Run:
+    """What the stages of a run share."""
+
+    config: AlignConfig
+    folder: Path
+    policy: Policy
+    reward: Reward
+    judge: Judge | None
+    prompts: PromptSets
+    reference_rewards: dict[str, float]
+    collector: Collector
+    optimizer: torch.optim.Optimizer
+    metrics: MetricsLog
+    tracker: Tracker
+
+    def log(self, event: str, step: int, **values: Any) -> None:
+        """Write one event to metrics.jsonl and its numbers to the tracker."""
+        self.metrics.write({"event": event, "step": step, **values})
+        self.tracker.log(event, step, values)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.metrics.close()
+        self.tracker.close()
+
+
+def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Align a model as the settings say, and return what `summary.json` holds.
+
+    Args:
+        config: The settings; with `resume`, those stored in the run folder.
+        resume: Go on with the run in `config.out`.
+
+    Raises:
+        UserError: Anything that the user can mend; what was written before stays intact.
+    """
+    validate(config)
+    started = time.monotonic()
+    with open_run(config, resume) as this:
+        before, state = begin(this)
+        state = train(this, state)
+        load_best_adapter(this.folder, this.policy)
+        after = held_out_evaluation(this, "after", state.step)
+        return finish(this, before, after, state, time.monotonic() - started)
+
+
+def open_run(config: AlignConfig, resume: bool) -> Run:
+    """Load everything that a run needs, then make or reopen its folder; nothing is written before all is loaded."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("Several processes are not supported yet; start one with python -m llm.align.")
+    if not resume and config.out:
+        check_free(Path(config.out))
+    say(f"Loading {config.model}, {config.reward} and {config.prompts}.")
+    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    policy = load_policy(config)
+    prompts = load_prompts(config, policy.tokenizer, policy.context_length)
+    judge = load_callable(config.judge, option="--judge") if config.judge else None
+    identity = _identity(config, policy, reward, prompts)
+    if resume:
+        folder = Path(config.out)
+        check_identity(folder, identity)
+    else:
+        folder, config = new_run(config, identity)
+    reference_rewards = _fill_references(folder, config, policy, reward, prompts)
+    collector = Collector(policy, reward, config, folder, identity.fingerprint())
+    optimizer = make_optimizer(policy, config)
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    tracker = Tracker(config, folder)
+    return Run(
+        config, folder, policy, reward, judge, prompts, reference_rewards, collector, optimizer, metrics, tracker
+    )
+
+
+def begin(this: Run) -> tuple[list[EvalRecord], TrainerState]:
+    """Evaluate the prior and write the first checkpoint, or restore the last one."""
+    state = load_checkpoint(this.folder, this.policy, this.optimizer)
+    this.metrics.cut(state.metrics_bytes if state else 0)
+    if state is not None:
+        say(f"Going on at step {state.step} of {this.config.e * this.config.k}.")
+        return held_out_evaluation(this, "before", 0, stored=True), state
+    before = held_out_evaluation(this, "before", 0)
+    _check_start(before)
+    state = TrainerState(step=0, best={}, metrics_bytes=0)
+    return before, checkpoint(this, validation(this, state))
+
+
+def train(this: Run, state: TrainerState) -> TrainerState:
+    """Run the phases of Algorithm 1 from where the state stands."""
+    config = this.config
+    log_goodness = make_log_goodness(config)
+    buffer: list[ScoredGroup] = []
+    if state.step == config.e * config.k:
+        return state
+    with tqdm(total=config.e * config.k, initial=state.step, desc="training", unit="step") as bar:
+        for phase in range(config.e):
+            buffer += phase_groups(this, phase, state.step)
+            while state.step < (phase + 1) * config.k:
+                state = one_step(this, buffer, log_goodness, state)
+                bar.update()
+    return state
+
+
+def phase_groups(this: Run, phase: int, step: int) -> list[ScoredGroup]:
+    """Collect a phase's groups (lines 4 to 12) and log them; of a phase whose training has begun, read them."""
+    if step > phase * this.config.k:
+        return this.collector.stored(phase, this.prompts.train)
+    started = time.monotonic()
+    label = f"phase {phase + 1}/{this.config.e}: sampling and scoring"
+    with tqdm(total=this.config.m, desc=label, unit="prompt", leave=False) as bar:
+        groups = this.collector.collect(phase, this.prompts.train, bar.update)
+    completions = [completion for group in groups for completion in group.completions]
+    this.log(
+        "phase",
+        step,
+        phase=phase,
+        mean_reward=_average([float(group.reward.mean()) for group in groups]),
+        kl_to_prior=_average([float((group.log_proposal - group.log_prior).mean()) for group in groups]),
+        completion_length=_average([len(completion.token_ids) for completion in completions]),
+        cut_completions=sum(completion.finish_reason == "length" for completion in completions),
+        self_consistency=_self_consistency(this, groups[0]),
+        seconds=time.monotonic() - started,
+    )
+    return groups
+
+
+def one_step(this: Run, buffer: list[ScoredGroup], log_goodness: Any, state: TrainerState) -> TrainerState:
+    """Make one gradient step (lines 14 to 19), with the validation and the checkpoint that are due after it."""
+    config, started = this.config, time.monotonic()
+    batch = draw_batch(buffer, config, state.step)
+    stats = train_step(this.policy, this.optimizer, batch, config, log_goodness, state.step)
+    step = state.step + 1
+    this.log("step", step, **stats._asdict(), seconds=time.monotonic() - started)
+    state = TrainerState(step, state.best, state.metrics_bytes)
+    last = step == config.e * config.k
+    if last or step % config.validate_every == 0:
+        state = validation(this, state)
+    if last or step % config.checkpoint_every == 0:
+        state = checkpoint(this, state)
+    return state
+
+
+def validation(this: Run, state: TrainerState) -> TrainerState:
+    """Measure the validation win rate, and keep the adapter where it is the best so far."""
+    started = time.monotonic()
+    records = evaluate(
+        this.policy, this.prompts.validation, this.reward, this.reference_rewards, this.config, "validation"
+    )
+    values = figures(records)
+    names = ("reward_model_win_rate", "mean_reward", "kl_to_prior", "completion_length")
+    current = {name: values[name]["estimate"] for name in names}
+    this.log("validation", state.step, **current, seconds=time.monotonic() - started)
+    best = {"step": state.step, "win_rate": current["reward_model_win_rate"], "mean_reward": current["mean_reward"]}
+    if state.best and _rank(best) <= _rank(state.best):
+        return state
+    save_adapter(this.folder, this.policy, model_card(this.config, best))
+    return TrainerState(state.step, best, state.metrics_bytes)
+
+
+def checkpoint(this: Run, state: TrainerState) -> TrainerState:
+    """Write a checkpoint that a run can go on from."""
+    this.metrics.flush_to_disk()
+    state = TrainerState(state.step, state.best, this.metrics.size)
+    save_checkpoint(this.folder, this.policy, this.optimizer, state)
+    return state
+
+
+def held_out_evaluation(this: Run, name: str, step: int, *, stored: bool = False) -> list[EvalRecord]:
+    """Evaluate the policy on the test prompts, or read the stored evaluation of the same name."""
+    shards = ShardFolder(this.folder / "eval")
+    if stored:
+        return _read_records(shards.read(name), this.prompts.test)
+    say(f"Evaluating on {len(this.prompts.test)} held-out prompts.")
+    records = evaluate(this.policy, this.prompts.test, this.reward, this.reference_rewards, this.config, "test")
+    shards.write(name, [record.as_row() for record in records])
+    values = {key: value["estimate"] for key, value in figures(records).items() if value}
+    this.log("evaluation", step, when=name, **values)
+    return records
+
+
+def finish(
+    this: Run, before: list[EvalRecord], after: list[EvalRecord], state: TrainerState, seconds: float
+) -> dict[str, Any]:
+    """Let the judge grade, write `summary.json` and the report, and print the table."""
+    if this.judge is not None:
+        before, after = (judged(records, this.judge, this.config.judge) for records in (before, after))
+        for name, records in (("before", before), ("after", after)):
+            ShardFolder(this.folder / "eval").write(name, [record.as_row() for record in records])
+    summary = {
+        "before": figures(before),
+        "after": figures(after),
+        "change": change(before, after),
+        "best": state.best,
+        "seconds": seconds,
+        "versions": versions(),
+        "counts": _counts(this),
+    }
+    write_json(this.folder / "summary.json", summary)
+    report.write(this.folder)
+    print(report.closing_table(this.folder))
+    return summary
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    command = parse_command(arguments)
+    config = command.settings
+    if command.resume:
+        config = stored_config(Path(command.resume))
+        changed = [name for name in changed_settings(arguments, config) if name != "out"]
+        if changed:
+            raise UserError(
+                f"--resume {command.resume}: a run goes on with its own settings, and the command line changes "
+                f"{', '.join('--' + name.replace('_', '-') for name in changed)}. Leave them out, or start a new run."
+            )
+    if command.dry_run:
+        print(dump_config(config))
+        return
+    run(config, resume=bool(command.resume))
+
+
+def _identity(config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets) -> Identity:
+    """Fingerprint what the cached rollouts and scores depend on."""
+    rows = [(p.prompt_id, p.token_ids, p.reference) for p in prompts.train + prompts.validation + prompts.test]
+    settings = (config.sampling_temperature, config.max_new_tokens, config.n, config.m, config.seed)
+    return Identity(policy.identity, reward.fingerprint(), text_fingerprint(rows), text_fingerprint(settings))
+
+
+def _fill_references(
+    folder: Path, config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets
+) -> dict[str, float]:
+    """Give every held-out prompt a reference (the prior's own where the data has none) and return their rewards."""
+    held_out = prompts.validation + prompts.test
+    rows = ShardFolder(folder / "eval").once("references", lambda: _make_references(config, policy, reward, held_out))
+    texts = {row["prompt_id"]: row["reference"] for row in rows}
+    prompts.counts["references_from_prior"] = sum(prompt.reference is None for prompt in held_out)
+    prompts.validation = with_references(prompts.validation, texts)
+    prompts.test = with_references(prompts.test, texts)
+    return {row["prompt_id"]: row["reward"] for row in rows}
+
+
+def _make_references(
+    config: AlignConfig, policy: Policy, reward: Reward, prompts: Sequence[Prompt]
+) -> list[dict[str, Any]]:
+    """Sample missing references from the prior, and reward all of them."""
+    missing = [prompt for prompt in prompts if prompt.reference is None]
+    with policy.as_prior():
+        sampled = sample_one_each(policy, missing, config, "reference")
+    own = {completion.prompt_id: completion.text for completion in sampled}
+    texts = [own[p.prompt_id] if p.reference is None else p.reference for p in prompts]
+    rewards = reward([prompt.text for prompt in prompts], texts)
+    return [
+        {"prompt_id": prompt.prompt_id, "reference": text, "reward": float(value)}
+        for prompt, text, value in zip(prompts, texts, rewards, strict=True)
+    ]
+
+
+def _check_start(before: list[EvalRecord]) -> None:
+    """At step 0 the policy must be the prior."""
+    gap = max(abs(record.log_policy - record.log_prior) for record in before)
+    if gap > 1e-3:
+        raise UserError(
+            f"Before training the policy's log-probs differ from the prior's by up to {gap:.3g} nats; they must be "
+            "equal. The adapter does not start at zero, or the model computes differently with an adapter."
+        )
+
+
+def _self_consistency(this: Run, group: ScoredGroup) -> float:
+    """Score one group again, one row at a time, and return the largest change of log q', in nats."""
+    temperature = this.config.sampling_temperature
+    again = score(this.policy, group_pairs(group), 1, temperature=temperature)
+    gap = max(abs(a - b) for a, b in zip(again, group.log_proposal.tolist(), strict=True))
+    if gap > CONSISTENCY_WARNING:
+        say(
+            f"Warning: the same completions score up to {gap:.2g} nats apart when they are batched differently "
+            f"(--dtype {this.config.dtype}); the importance weights carry errors of that size. "
+            "--dtype float32 avoids it."
+        )
+    return gap
+
+
+def _read_records(rows: list[dict[str, Any]], prompts: Sequence[Prompt]) -> list[EvalRecord]:
+    """Read evaluation records back from their table."""
+    return [EvalRecord.from_row(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def _rank(best: dict[str, float]) -> tuple[float, float]:
+    """What makes a checkpoint better: the win rate, then the mean reward."""
+    return best["win_rate"], best["mean_reward"]
+
+
+def _counts(this: Run) -> dict[str, int]:
+    """Count what a reader of the summary may ask for."""
+    config = this.config
+    return this.prompts.counts | {
+        "train_prompts": len(this.prompts.train),
+        "validation_prompts": len(this.prompts.validation),
+        "test_prompts": len(this.prompts.test),
+        "gradient_steps": config.e * config.k,
+        "groups": config.e * config.m,
+        "completions": config.e * config.m * config.n,
+        "trainable_parameters": sum(p.numel() for p in this.policy.parameters()),
+    }
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))

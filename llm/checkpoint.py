@@ -1,0 +1,136 @@
+"""Checkpoints to resume from, and the best adapter as a normal peft folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from llm.errors import UserError
+from llm.models import Policy
+from llm.store import disk_errors, read_json, write_json, write_text, write_whole
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands.
+
+    Attributes:
+        step: Gradient steps done.
+        best: The best validation so far: {"step", "win_rate", "mean_reward"}.
+        metrics_bytes: Size of `metrics.jsonl` at this point.
+    """
+
+    step: int
+    best: dict[str, float]
+    metrics_bytes: int
+
+
+def save_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: TrainerState) -> None:
+    """Write `checkpoints/step-…` whole or not at all, point `checkpoints/last` at it, and remove older ones."""
+    root = folder / "checkpoints"
+    name = f"step-{state.step:06d}"
+    partial = root / f".{name}.partial"
+    with disk_errors(root / name):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    adapter = safetensors.torch.save(policy.adapter_state())
+    contents = {"adapter.safetensors": adapter, "optimizer.pt": _packed(optimizer)}
+    for file, content in contents.items():
+        write_whole(partial / file, content)
+    checksums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+    write_json(partial / "state.json", asdict(state) | {"checksums": checksums})
+    with disk_errors(root / name):
+        shutil.rmtree(root / name, ignore_errors=True)
+        os.replace(partial, root / name)
+        _point(root / "last", name)
+    for old in sorted(root.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState | None:
+    """Restore the last checkpoint, or return None where there is none yet.
+
+    Raises:
+        UserError: A file of the checkpoint is damaged.
+    """
+    last = folder / "checkpoints" / "last"
+    if not last.exists():
+        return None
+    stored = read_json(last / "state.json")
+    for file, checksum in stored.pop("checksums").items():
+        content = (last / file).read_bytes() if (last / file).is_file() else b""
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise UserError(
+                f"{last.resolve() / file}: damaged or missing. Point {last} at the other step-… folder beside it to go "
+                "on from there, or start a new run."
+            )
+    policy.load_adapter_state(safetensors.torch.load_file(last / "adapter.safetensors"))
+    optimizer.load_state_dict(torch.load(last / "optimizer.pt", weights_only=True))
+    return TrainerState(**stored)
+
+
+def save_adapter(folder: Path, policy: Policy, card: str) -> None:
+    """Write `adapter/`, a normal peft folder with a model card; each file appears whole or not at all."""
+    target = folder / "adapter"
+    with tempfile.TemporaryDirectory() as scratch:
+        policy.model.save_pretrained(scratch)
+        write_text(Path(scratch) / "README.md", card)
+        for file in sorted(Path(scratch).iterdir()):
+            write_whole(target / file.name, file.read_bytes())
+
+
+def load_best_adapter(folder: Path, policy: Policy) -> None:
+    """Put the adapter of `adapter/` in place."""
+    policy.load_adapter_state(safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors"))
+
+
+def _packed(optimizer: torch.optim.Optimizer) -> bytes:
+    """The optimiser's state as bytes that `torch.load(weights_only=True)` reads."""
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def _point(link: Path, name: str) -> None:
+    """Make a symbolic link, or move it, in one step."""
+    temporary = link.with_name(f".{link.name}.partial")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    os.replace(temporary, link)
+
+
+def model_card(config: Any, state: dict[str, float]) -> str:
+    """Return the adapter's model card."""
+    return f"""---
+base_model: {config.model}
+library_name: peft
+tags: [brain, lora]
+---
+
+# LoRA adapter aligned with BRAIn
+
+Base model: `{config.model}`. Reward: `{config.reward}`.
+Goodness: `{config.goodness}`, temperature {config.temperature}.
+Chosen at step {state["step"]} of {config.e * config.k} by the validation win rate over the references
+({state["win_rate"]:.1%}, judged by the reward model).
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({config.model!r}), "PATH/TO/THIS/FOLDER")
+```
+
+Method: BRAIn, Bayesian reward-conditioned amortized inference (arXiv 2402.02479). Settings: `config.yaml` of the run.
+"""

@@ -1,0 +1,128 @@
+"""Evaluation on held-out prompts: one completion each at temperature 1, beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llm import statistics
+from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.logprob import score
+from llm.models import Policy
+from llm.records import Completion, EvalRecord, Prompt
+from llm.rewards import Reward
+from llm.rollout import sample_groups
+
+Figures = dict[str, Any]
+Judge = Callable[[list[Any], list[str]], Sequence[float]]
+
+
+def sample_one_each(policy: Policy, prompts: Sequence[Prompt], config: AlignConfig, stage: str) -> list[Completion]:
+    """Sample one completion of every prompt, under draws that are the same at every step of the run."""
+    completions = []
+    for start in range(0, len(prompts), config.sample_rows):
+        block = prompts[start : start + config.sample_rows]
+        groups = sample_groups(policy, block, 1, draw=(config.seed, stage, 0), max_new_tokens=config.max_new_tokens)
+        completions += [group[0] for group in groups]
+    return completions
+
+
+def evaluate(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    reference_rewards: dict[str, float],
+    config: AlignConfig,
+    stage: str,
+) -> list[EvalRecord]:
+    """Sample, score and reward one completion of every prompt; grades come later, from `judged`."""
+    completions = sample_one_each(policy, prompts, config, stage)
+    pairs = list(zip(prompts, completions, strict=True))
+    log_policy = score(policy, pairs, config.sample_rows)
+    with policy.as_prior():
+        log_prior = score(policy, pairs, config.sample_rows)
+    rewards = reward([p.text for p in prompts], [c.text for c in completions])
+    return [
+        EvalRecord(p, c, p.reference or "", float(r), reference_rewards[p.prompt_id], None, None, lq, lp)
+        for (p, c), r, lq, lp in zip(pairs, rewards, log_policy, log_prior, strict=True)
+    ]
+
+
+def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalRecord]:
+    """Grade completions and references with the independent judge.
+
+    Raises:
+        UserError: The judge raised, or did not return one finite grade for each.
+    """
+    prompts = [record.prompt.text for record in records]
+    grades = _grades(judge, name, prompts, [record.completion.text for record in records])
+    references = _grades(judge, name, prompts, [record.reference for record in records])
+    return [
+        replace(record, grade=grade, reference_grade=reference)
+        for record, grade, reference in zip(records, grades, references, strict=True)
+    ]
+
+
+def figures(records: Sequence[EvalRecord]) -> Figures:
+    """Summarise an evaluation; every figure has a 95 % interval, a win is strictly greater than the reference."""
+    return {
+        "judge_win_rate": _win_rate(records, "grade"),
+        "judge_tie_rate": _tie_rate(records, "grade"),
+        "reward_model_win_rate": _win_rate(records, "reward"),
+        "reward_model_tie_rate": _tie_rate(records, "reward"),
+        "mean_reward": statistics.mean([r.reward for r in records]),
+        "kl_to_prior": statistics.mean([r.log_policy - r.log_prior for r in records]),
+        "completion_length": statistics.mean([len(r.completion.token_ids) for r in records]),
+        "ended": statistics.proportion([r.completion.finish_reason == "stop" for r in records]),
+    }
+
+
+def change(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -> Figures:
+    """Return paired differences, after − before, over the same prompts."""
+    pairs = list(zip(before, after, strict=True))
+    result: Figures = {"mean_reward": statistics.mean([a.reward - b.reward for b, a in pairs])}
+    for figure, field in (("reward_model_win_rate", "reward"), ("judge_win_rate", "grade")):
+        known = all(getattr(record, field) is not None for pair in pairs for record in pair)
+        wins = [float(_wins(a, field)) - float(_wins(b, field)) for b, a in pairs] if known else []
+        result[figure] = statistics.mean(wins) if known else None
+    return result
+
+
+def _wins(record: EvalRecord, field: str) -> bool:
+    """Whether the completion beats the reference strictly."""
+    return bool(getattr(record, field) > getattr(record, f"reference_{field}"))
+
+
+def _win_rate(records: Sequence[EvalRecord], field: str) -> statistics.Estimate | None:
+    """Share of strict wins, None where nothing was graded."""
+    if any(getattr(record, field) is None for record in records):
+        return None
+    return statistics.proportion([_wins(record, field) for record in records])
+
+
+def _tie_rate(records: Sequence[EvalRecord], field: str) -> statistics.Estimate | None:
+    """Share of ties, None where nothing was graded."""
+    if any(getattr(record, field) is None for record in records):
+        return None
+    return statistics.proportion([getattr(r, field) == getattr(r, f"reference_{field}") for r in records])
+
+
+def _grades(judge: Judge, name: str, prompts: list[Any], texts: list[str]) -> list[float]:
+    """Call the judge and check what it returns."""
+    try:
+        grades = np.asarray(judge(prompts, texts), dtype=np.float64)
+    except Exception as error:
+        raise UserError(
+            f"--judge {name}: raised {type(error).__name__}: {error}. The trained adapter is in the run folder; mend "
+            "the judge and use --resume to evaluate."
+        ) from error
+    if grades.shape != (len(texts),) or not np.isfinite(grades).all():
+        raise UserError(
+            f"--judge {name}: must return one finite grade for each of {len(texts)} completions; it returned an array "
+            f"of shape {grades.shape}."
+        )
+    return [float(grade) for grade in grades]

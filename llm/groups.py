@@ -1,0 +1,178 @@
+"""One phase of Algorithm 1 (lines 4 to 12): sample groups, score them, and keep both in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.logprob import group_pairs, score
+from llm.models import Policy
+from llm.records import Completion, Prompt, ScoredGroup
+from llm.rewards import Reward
+from llm.rollout import sample_groups
+from llm.store import ShardFolder
+from llm.streams import stream
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Collects the groups of a phase.
+
+    Attributes:
+        policy: The policy, which is the proposal while a phase is collected.
+        reward: The reward.
+        config: The run's settings.
+        folder: The run folder.
+        fingerprint: Of everything that gives the cached scores their meaning.
+    """
+
+    policy: Policy
+    reward: Reward
+    config: AlignConfig
+    folder: Path
+    fingerprint: str
+
+    def phase_prompts(self, phase: int, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Draw the m prompts of a phase, ordered by length so that a batch holds similar ones."""
+        chosen = stream(self.config.seed, "prompts", phase).choice(len(prompts), self.config.m, replace=False)
+        return sorted((prompts[i] for i in chosen), key=lambda p: (len(p.token_ids), p.prompt_id))
+
+    def collect(self, phase: int, prompts: Sequence[Prompt], progress: Progress) -> list[ScoredGroup]:
+        """Return a phase's scored groups; blocks that are in the run folder already are read from it.
+
+        Args:
+            phase: 0 to e−1.
+            prompts: The training prompts.
+            progress: Called with the number of groups done.
+
+        Raises:
+            UserError: A shard is damaged, or was sampled from another proposal than the current policy.
+        """
+        proposal = adapter_digest(self.policy)
+        groups = []
+        for block, members in enumerate(self._blocks(self.phase_prompts(phase, prompts))):
+            rows = self._rollout_rows(phase, block, members, proposal)
+            groups += self._scored(phase, block, members, rows)
+            progress(len(members))
+        return groups
+
+    def stored(self, phase: int, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+        """Return the scored groups of a phase that was collected before.
+
+        Raises:
+            UserError: A shard is missing or damaged.
+        """
+        groups = []
+        for block, members in enumerate(self._blocks(self.phase_prompts(phase, prompts))):
+            rows = self._rollouts(phase).read(_block_name(block))
+            groups += _as_groups(members, rows, self._scores(phase).read(_block_name(block)))
+        return groups
+
+    def _blocks(self, prompts: list[Prompt]) -> list[list[Prompt]]:
+        """Cut a phase's prompts into the blocks that are sampled and scored together."""
+        size = max(1, self.config.sample_rows // self.config.n)
+        return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+    def _rollouts(self, phase: int) -> ShardFolder:
+        return ShardFolder(self.folder / "rollouts" / f"phase-{phase:04d}")
+
+    def _scores(self, phase: int) -> ShardFolder:
+        return ShardFolder(self.folder / "scores" / self.fingerprint[:16] / f"phase-{phase:04d}")
+
+    def _rollout_rows(self, phase: int, block: int, members: list[Prompt], proposal: str) -> list[dict[str, Any]]:
+        """Sample a block, or read it where it was sampled before."""
+        shards = self._rollouts(phase)
+        rows = shards.once(_block_name(block), lambda: self._sample(phase, members, proposal))
+        if any(row["proposal"] != proposal for row in rows):
+            raise UserError(
+                f"{shards.folder}: these rollouts were sampled from another proposal than the run is at now (another "
+                "machine or thread count?). Delete this folder to sample them again."
+            )
+        return rows
+
+    def _sample(self, phase: int, members: list[Prompt], proposal: str) -> list[dict[str, Any]]:
+        """Sample a block's groups."""
+        groups = sample_groups(
+            self.policy,
+            members,
+            self.config.n,
+            draw=(self.config.seed, "rollout", phase),
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.sampling_temperature,
+        )
+        return [completion_row(c) | {"proposal": proposal} for group in groups for c in group]
+
+    def _scored(self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]]) -> list[ScoredGroup]:
+        """Score a block, or read its scores."""
+        scores = self._scores(phase).once(_block_name(block), lambda: self._score(members, rows))
+        return _as_groups(members, rows, scores)
+
+    def _score(self, members: list[Prompt], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Compute log p, log q' and r of a block (line 8)."""
+        empty = [{"log_prior": 0.0, "log_proposal": 0.0, "reward": 0.0}] * len(rows)
+        pairs = [pair for group in _as_groups(members, rows, empty) for pair in group_pairs(group)]
+        temperature, size = self.config.sampling_temperature, self.config.sample_rows
+        log_proposal = score(self.policy, pairs, size, temperature=temperature)
+        with self.policy.as_prior():
+            log_prior = score(self.policy, pairs, size)
+        rewards = self.reward([prompt.text for prompt, _ in pairs], [completion.text for _, completion in pairs])
+        return [
+            {
+                "prompt_id": p.prompt_id,
+                "sample_id": c.sample_id,
+                "log_prior": lp,
+                "log_proposal": lq,
+                "reward": float(r),
+            }
+            for (p, c), lp, lq, r in zip(pairs, log_prior, log_proposal, rewards, strict=True)
+        ]
+
+
+def completion_row(completion: Completion) -> dict[str, Any]:
+    """Return a completion as a row of a table."""
+    return {
+        "prompt_id": completion.prompt_id,
+        "sample_id": completion.sample_id,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "text": completion.text,
+    }
+
+
+def adapter_digest(policy: Policy) -> str:
+    """Fingerprint the adapter's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.adapter_state().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _as_groups(members: list[Prompt], rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[ScoredGroup]:
+    """Join prompts, rollout rows and score rows; the rows come group by group."""
+    n = len(rows) // len(members)
+    groups = []
+    for index, prompt in enumerate(members):
+        part = slice(index * n, (index + 1) * n)
+        completions = tuple(_completion(row) for row in rows[part])
+        columns = {key: np.array([s[key] for s in scores[part]]) for key in ("log_prior", "log_proposal", "reward")}
+        groups.append(ScoredGroup(prompt, completions, **columns))
+    return groups
+
+
+def _completion(row: dict[str, Any]) -> Completion:
+    """Read a completion from a row of a table."""
+    return Completion(row["prompt_id"], row["sample_id"], tuple(row["token_ids"]), row["finish_reason"], row["text"])
+
+
+def _block_name(block: int) -> str:
+    return f"block-{block:05d}"

@@ -1,0 +1,191 @@
+"""The policy: a frozen base, which is the prior, and a LoRA adapter on it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.streams import torch_seed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy q_θ and, within `as_prior`, the prior p: one base model, the adapter on or off.
+
+    Attributes:
+        model: The base with its adapter, always in evaluation mode (dropout off).
+        tokenizer: Its tokenizer.
+        end_ids: Tokens that end a completion.
+        context_length: Tokens that prompt and completion may have together.
+        identity: Fingerprint of the base's files, dtype and quantisation.
+    """
+
+    model: peft.PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: tuple[int, ...]
+    context_length: int
+    identity: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return the trainable parameters, in a fixed order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def as_prior(self) -> Iterator[None]:
+        """Within this context the model computes the prior."""
+        with self.model.disable_adapter():
+            yield
+
+    def adapter_state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the adapter's tensors."""
+        state = peft.get_peft_model_state_dict(self.model)
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+
+    def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put an adapter's tensors in place."""
+        peft.set_peft_model_state_dict(self.model, state)
+
+
+def load_policy(config: AlignConfig) -> Policy:
+    """Load the base model and put a fresh LoRA adapter on it.
+
+    Raises:
+        UserError: The model cannot be loaded, has no end-of-sequence token, or LoRA finds nothing to adapt.
+    """
+    tokenizer = load_pretrained(AutoTokenizer, config.model)
+    base = load_base(config.model, config)
+    return Policy(
+        model=_with_lora(base, config),
+        tokenizer=tokenizer,
+        end_ids=_end_ids(base, tokenizer, config.model),
+        context_length=_context_length(base, config),
+        identity=model_fingerprint(config.model, config.dtype, config.quantization),
+    )
+
+
+def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
+    """Load a causal language model in the run's precision, frozen, in evaluation mode."""
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    if config.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[config.dtype],
+        )
+        options["device_map"] = {"": resolve_device(config.device)}
+    model = load_pretrained(AutoModelForCausalLM, source, **options)
+    if config.quantization == "nf4":
+        _keep_gradients_on_cpu(model)
+    else:
+        model.to(resolve_device(config.device))
+    return model.eval().requires_grad_(False)
+
+
+def load_pretrained(factory: Any, source: str, **options: Any) -> Any:
+    """Call a `from_pretrained`, with what goes wrong told in one paragraph."""
+    try:
+        return factory.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        hint = "Check the path." if Path(source).exists() else "No such directory; as a hub name it could not be had."
+        raise UserError(
+            f"--model {source}: {factory.__name__} cannot load it. {hint} ({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def resolve_device(device: str) -> str:
+    """Return the device that `auto` means here."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def model_fingerprint(source: str, *settings: str) -> str:
+    """Fingerprint a model directory's files, or a hub name, with what else gives its log-probs their meaning."""
+    digest = hashlib.sha256("|".join(settings).encode())
+    folder = Path(source)
+    if not folder.is_dir():
+        digest.update(source.encode())
+    for path in sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else ():
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
+    """Put a fresh adapter on the base; its output starts at exactly 0."""
+    targets: str | list[str] = config.lora_targets
+    if targets != "all-linear":
+        targets = [name.strip() for name in config.lora_targets.split(",")]
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=targets, lora_dropout=0.0
+    )
+    torch.manual_seed(torch_seed(config.seed, "lora"))
+    try:
+        model = peft.get_peft_model(base, settings)
+    except ValueError as error:
+        raise UserError(
+            f"--lora-targets {config.lora_targets}: matches no module of {config.model}. "
+            f"It has {', '.join(_linear_names(base))}; or use all-linear."
+        ) from error
+    return model.eval()
+
+
+def _linear_names(model: torch.nn.Module) -> list[str]:
+    """The last parts of the names of the model's linear modules."""
+    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if getattr(m, "weight", None) is not None}
+    return sorted(names)
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[int, ...]:
+    """Collect the tokens that end a completion."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    ids.discard(None)
+    if not ids:
+        raise UserError(
+            f"--model {source}: neither its tokenizer nor its generation settings have an end-of-sequence token, "
+            "so no completion could end. Set eos_token in tokenizer_config.json."
+        )
+    return tuple(sorted(ids))
+
+
+def _context_length(model: PreTrainedModel, config: AlignConfig) -> int:
+    """Tokens that the model can hold."""
+    length = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    if length is None:
+        raise UserError(f"--model {config.model}: its config.json states no context length (max_position_embeddings).")
+    return int(length)
+
+
+def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from packing 4-bit weights for inference on the CPU, after which LoRA's gradients are zero."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,194 @@
+"""Prompts and references, from rows to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.records import Messages, Prompt
+from llm.streams import stream
+from llm.tables import Row, column, read_rows
+
+ASSISTANT_TURN = "\n\nAssistant:"
+
+
+@dataclass
+class PromptSets:
+    """The prompts of a run.
+
+    Attributes:
+        train: For rollouts.
+        validation: For choosing the best checkpoint.
+        test: For the evaluation before and after.
+        counts: What was read, skipped, truncated or found to diverge.
+    """
+
+    train: list[Prompt]
+    validation: list[Prompt]
+    test: list[Prompt]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, context_length: int) -> PromptSets:
+    """Read, tokenise and split the prompts.
+
+    Args:
+        config: The run's settings.
+        tokenizer: The policy's tokenizer.
+        context_length: Tokens that the model can hold; prompt and completion must fit together.
+
+    Raises:
+        UserError: A file, row or column is wrong, a prompt is too long (unless skipped or truncated), or too few are
+            left.
+    """
+    counts = dict.fromkeys(("rows", "skipped_prompts", "truncated_prompts", "diverging_dialogues"), 0)
+    room = context_length - config.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {config.max_new_tokens}: leaves no room for a prompt in the model's context of "
+            f"{context_length} tokens. Lower it."
+        )
+    prompts = _shuffled(_read_prompts(config, config.prompts, "train", tokenizer, room, counts), config.seed)
+    if config.test_prompts:
+        held_out = _shuffled(_read_prompts(config, config.test_prompts, "test", tokenizer, room, counts), config.seed)
+        test = _take(held_out, config.test_count, "--test-count", config.test_prompts)
+    else:
+        test = _take(prompts, config.test_count, "--test-count", config.prompts)
+    validation = _take(prompts, config.validation_count, "--validation-count", config.prompts)
+    if len(prompts) < config.m:
+        raise UserError(
+            f"{config.prompts}: {len(prompts)} prompts remain for training, but --m asks for {config.m} in each "
+            "proposal update. Give more prompts or lower --m, --test-count or --validation-count."
+        )
+    return PromptSets(prompts, validation, test, counts)
+
+
+def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, bool]:
+    r"""Split a pair of AnthropicHH dialogues at the last assistant turn of the chosen one.
+
+    Returns:
+        The prompt (ends in `\n\nAssistant:`), the chosen answer, and whether the two dialogues part before it.
+
+    Raises:
+        ValueError: The chosen dialogue has no assistant turn.
+    """
+    cut = chosen.rindex(ASSISTANT_TURN) + len(ASSISTANT_TURN)
+    return chosen[:cut], chosen[cut:], not rejected.startswith(chosen[:cut])
+
+
+def _read_prompts(
+    config: AlignConfig, source: str, split: str, tokenizer: Any, room: int, counts: dict[str, int]
+) -> list[Prompt]:
+    """Read one source to prompts that fit the context."""
+    prompts = []
+    for number, text, reference in _rows_as_text(config, source, counts):
+        counts["rows"] += 1
+        token_ids = encode_prompt(tokenizer, text, source=f"{source}, row {number}")
+        if len(token_ids) > room:
+            token_ids = _fit(token_ids, room, config.prompt_overflow, f"{source}, row {number}", counts)
+        if token_ids:
+            prompts.append(Prompt(f"{split}-{number}", text, token_ids, reference))
+    return prompts
+
+
+def _rows_as_text(
+    config: AlignConfig, source: str, counts: dict[str, int]
+) -> Iterator[tuple[int, str | Messages, str | None]]:
+    """Yield (row number, prompt, reference) in the configured format."""
+    for number, row in read_rows(source):
+        if config.format == "anthropic-hh":
+            yield number, *_dialogue_row(row, source, number, counts)
+        else:
+            yield number, *_plain_row(row, config, source, number)
+
+
+def _plain_row(row: Row, config: AlignConfig, source: str, number: int) -> tuple[str | Messages, str | None]:
+    """A prompt column (text or chat messages) and perhaps a reference column."""
+    prompt = column(row, config.prompt_column, source=source, number=number)
+    if not (isinstance(prompt, str) or _is_chat(prompt)):
+        raise UserError(
+            f"{source}, row {number}: column {config.prompt_column!r} must be text or a list of chat messages "
+            f'like {{"role": "user", "content": "…"}}, found {type(prompt).__name__}.'
+        )
+    reference = row.get(config.reference_column)
+    if not (reference is None or isinstance(reference, str)):
+        raise UserError(
+            f"{source}, row {number}: column {config.reference_column!r} must be text, "
+            f"found {type(reference).__name__}."
+        )
+    return prompt, reference
+
+
+def _dialogue_row(row: Row, source: str, number: int, counts: dict[str, int]) -> tuple[str, str]:
+    """An AnthropicHH row; a pair whose answers part before the last turn is counted."""
+    chosen, rejected = (str(column(row, name, source=source, number=number)) for name in ("chosen", "rejected"))
+    try:
+        prompt, answer, diverges = split_dialogue(chosen, rejected)
+    except ValueError as error:
+        raise UserError(f"{source}, row {number}: column 'chosen' has no {ASSISTANT_TURN!r} turn.") from error
+    counts["diverging_dialogues"] += diverges
+    return prompt, answer
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Whether a value is a list of chat messages."""
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in prompt)
+    )
+
+
+def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple[int, ...]:
+    """Tokenise a prompt: text with the tokenizer's own beginning, chat messages through its template.
+
+    Raises:
+        UserError: The prompt is empty, or chat messages meet a tokenizer without a template.
+    """
+    if isinstance(text, str):
+        ids = list(tokenizer(text)["input_ids"])
+        if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+            ids.pop()  # some tokenizers end every text; a prompt must stay open
+    elif tokenizer.chat_template is None:
+        raise UserError(f"{source}: chat messages need a tokenizer with a chat template; this model has none.")
+    else:
+        ids = tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=True, return_dict=False)
+    if not ids:
+        raise UserError(f"{source}: the prompt is empty. Remove the row.")
+    return tuple(ids)
+
+
+def _fit(ids: tuple[int, ...], room: int, overflow: str, place: str, counts: dict[str, int]) -> tuple[int, ...]:
+    """Apply `--prompt-overflow` to a prompt that is too long; an empty result means skipped."""
+    if overflow == "error":
+        raise UserError(
+            f"{place}: the prompt has {len(ids)} tokens and only {room} fit beside the completion. "
+            "Use --prompt-overflow skip or truncate, or lower --max-new-tokens."
+        )
+    counts["skipped_prompts" if overflow == "skip" else "truncated_prompts"] += 1
+    return () if overflow == "skip" else ids[len(ids) - room :]
+
+
+def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
+    """Return the prompts in the order that the seed gives."""
+    order = stream(seed, "split").permutation(len(prompts))
+    return [prompts[i] for i in order]
+
+
+def _take(prompts: list[Prompt], count: int, option: str, source: str) -> list[Prompt]:
+    """Remove and return the first prompts."""
+    if len(prompts) < count:
+        raise UserError(f"{source}: {option} asks for {count} prompts and only {len(prompts)} are left. Lower it.")
+    taken = prompts[:count]
+    del prompts[:count]
+    return taken
+
+
+def with_references(prompts: Iterable[Prompt], references: dict[str, str]) -> list[Prompt]:
+    """Return the prompts with their references filled in."""
+    return [replace(prompt, reference=references[prompt.prompt_id]) for prompt in prompts]

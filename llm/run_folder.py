@@ -1,0 +1,106 @@
+"""The run folder: made whole for a new run, checked before a run is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from llm.config import AlignConfig, dump_config, load_config
+from llm.errors import UserError
+from llm.store import disk_errors, read_json, write_json, write_text
+
+IDENTITY_FILE = "identity.json"
+SCORER_VERSION = "1"
+"""Raised whenever the meaning of cached tokens, log-probs or rewards changes."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What gives the cached rollouts and scores their meaning, each as a fingerprint.
+
+    Attributes:
+        model: Base files, tokenizer, precision and quantisation.
+        reward: The reward's files or source.
+        prompts: The tokenised prompts and references.
+        settings: The sampling's settings.
+        code: `SCORER_VERSION`.
+    """
+
+    model: str
+    reward: str
+    prompts: str
+    settings: str
+    code: str = SCORER_VERSION
+
+    def fingerprint(self) -> str:
+        """Return one fingerprint of all parts."""
+        return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
+
+
+def new_run(config: AlignConfig, identity: Identity) -> tuple[Path, AlignConfig]:
+    """Make the folder of a new run and write its settings.
+
+    Returns:
+        The folder, and the settings with `out` filled in.
+
+    Raises:
+        UserError: The folder holds something already, or cannot be written.
+    """
+    folder = Path(config.out) if config.out else Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    check_free(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    config = replace(config, out=str(folder))
+    write_json(folder / IDENTITY_FILE, vars(identity))
+    write_text(folder / "config.yaml", dump_config(config))
+    return folder, config
+
+
+def check_free(folder: Path) -> None:
+    """Check that a new run may use a folder.
+
+    Raises:
+        UserError: It holds a run, or anything else.
+    """
+    if (folder / "config.yaml").exists():
+        raise UserError(f"--out {folder}: holds another run. Use --resume {folder} to go on with it, or another --out.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: exists and is not an empty folder. Choose another --out.")
+
+
+def stored_config(folder: Path) -> AlignConfig:
+    """Return the settings of the run in a folder.
+
+    Raises:
+        UserError: The folder holds no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"--resume {folder}: no run there (no config.yaml). Check the path.")
+    return replace(load_config(folder / "config.yaml"), out=str(folder))
+
+
+def check_identity(folder: Path, identity: Identity) -> None:
+    """Check that model, reward, prompts and code are those that the run began with.
+
+    Raises:
+        UserError: Names the parts that changed.
+    """
+    stored = read_json(folder / IDENTITY_FILE)
+    changed = [name for name, value in vars(identity).items() if stored.get(name) != value]
+    if changed:
+        raise UserError(
+            f"--resume {folder}: {' and '.join(changed)} changed since the run began, so its stored scores no longer "
+            "mean the same. Restore what it began with, or start a new run."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    names = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}

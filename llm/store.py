@@ -1,0 +1,185 @@
+"""Files that appear whole or not at all, and folders of checksummed Parquet shards."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from llm.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, flush it to disk and rename it into place.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written; the old file, if any, is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    write_whole(path, text.encode("utf-8", errors="replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the run folder is incomplete.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({error}). Restore it from a copy, or start a new run.") from error
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into a clear error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOTDIR):
+            raise
+        raise UserError(
+            f"{path}: could not be written ({error.strerror}). Make room or choose another --out; "
+            "what was written before is intact, and --resume goes on from there."
+        ) from error
+
+
+class ShardFolder:
+    """A folder of Parquet shards; a shard counts as written once the manifest has its checksum.
+
+    Args:
+        folder: The folder; made on the first write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = folder / MANIFEST
+        self._checksums: dict[str, str] = read_json(manifest) if manifest.exists() else {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._checksums
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows as one shard."""
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+        content = buffer.getvalue()
+        write_whole(self.folder / f"{name}.parquet", content)
+        self._checksums[name] = hashlib.sha256(content).hexdigest()
+        write_json(self.folder / MANIFEST, self._checksums)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a shard.
+
+        Raises:
+            UserError: The shard is missing or its bytes are not those that were written.
+        """
+        path = self.folder / f"{name}.parquet"
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != self._checksums.get(name):
+            raise UserError(
+                f"{path}: {'damaged: its checksum differs from the manifest' if content else 'missing'}. "
+                "Restore it from a copy, or start a new run with another --out."
+            )
+        return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+
+    def once(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return a shard's rows, making and writing them first where they do not exist."""
+        if name not in self:
+            self.write(name, make())
+        return self.read(name)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one event a line.
+
+    Args:
+        path: The file; made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with disk_errors(path):
+            self._file = open(path, "ab")  # noqa: SIM115
+
+    def cut(self, size: int) -> None:
+        """Drop what a killed run wrote after its last checkpoint.
+
+        Args:
+            size: Bytes to keep.
+
+        Raises:
+            UserError: The file is shorter than that.
+        """
+        if self.size < size:
+            raise UserError(f"{self._path}: shorter than the last checkpoint says. Restore it from a copy.")
+        with disk_errors(self._path):
+            self._file.truncate(size)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Append one event."""
+        with disk_errors(self._path):
+            self._file.write((json.dumps(event, allow_nan=False) + "\n").encode())
+            self._file.flush()
+
+    def flush_to_disk(self) -> None:
+        """Make sure that everything written survives a power cut."""
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

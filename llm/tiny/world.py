@@ -1,0 +1,151 @@
+"""A small world in the spirit of TL;DR: posts with five facts among chatter, and one-sentence summaries of them.
+
+    POST: I did not sleep well. It was in Lisbon. My friend Anna lost the guitar. It happened on Monday. What now?
+    TL;DR: Anna lost the guitar in Lisbon on Monday
+
+The writer of all summaries is imperfect on purpose. Each fact comes out right, vague ("somewhere") or wrong (another
+city), independently of the others, and some summaries ramble on. Reference summaries and the data that the prior learns
+from are by this one writer.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One kind of fact and how a summary says it.
+
+    Args:
+        kind: the name of the fact, such as "where".
+        values: what the fact can be.
+        phrase: how the summary states a value, with {} for it.
+        vague: what the summary says instead of a value.
+    """
+
+    kind: str
+    values: tuple[str, ...]
+    phrase: str
+    vague: str
+
+
+SLOTS = (
+    Slot("who", tuple(["Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karen", "Louis"]), " {}", " someone"),
+    Slot("did", tuple(["lost", "found", "sold", "broke", "painted", "borrowed", "hid", "cleaned"]), " {}", " touched"),
+    Slot("what", tuple(["guitar", "bicycle", "camera", "watch", "umbrella", "laptop", "lamp", "kite", "piano", "boat", "tent", "drum"]), " the {}", " something"),
+    Slot("where", tuple(["Lisbon", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Delhi", "Rome", "Quito", "Accra", "Sofia", "Perth"]), " in {}", " somewhere"),
+    Slot("when", tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]), " on {}", " sometime"),
+)  # fmt: skip
+
+# One sentence of each row states its facts in a post.
+FACT_SENTENCES = (
+    ("My friend {who} {did} the {what}.", "Well, {who} {did} the {what}.", "You know, {who} {did} the {what}."),
+    ("It was in {where}.", "We were all in {where}.", "This happened in {where}."),
+    ("It happened on {when}.", "That was on {when}.", "I heard about it on {when}."),
+)
+
+CHATTER = (
+    "I did not sleep well.",
+    "What should I do?",
+    "Sorry for the long post.",
+    "My mother says hello.",
+    "I had too much coffee.",
+    "It is raining again.",
+    "Please be kind.",
+    "Nobody told me anything.",
+)
+
+RAMBLES = (", sorry again", ", long story", ", you know", ", and so on")
+MAX_RAMBLES = 3
+
+POST_START = "POST:"
+POST_END = "\nTL;DR:"
+BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How often the writer is right, vague or wrong about a fact, and how often a summary rambles on.
+
+    Args:
+        right: probability that a fact is stated as it is.
+        vague: probability that it is only hinted at; the rest is wrong.
+        ramble: probability of each further ramble, up to MAX_RAMBLES of them.
+    """
+
+    right: float = 0.6
+    vague: float = 0.2
+    ramble: float = 0.35
+
+
+def draw_facts(rng: random.Random) -> dict[str, str]:
+    """Draw one value for each slot, uniformly."""
+    return {slot.kind: rng.choice(slot.values) for slot in SLOTS}
+
+
+def write_post(facts: dict[str, str], rng: random.Random) -> str:
+    """Write a post that states the facts in random order among two or three sentences of chatter."""
+    sentences = [rng.choice(frames).format(**facts) for frames in FACT_SENTENCES]
+    sentences += rng.sample(CHATTER, rng.randint(2, 3))
+    rng.shuffle(sentences)
+    return " ".join([POST_START, *sentences]) + POST_END
+
+
+def write_summary(facts: dict[str, str], rng: random.Random, writer: Writer) -> str:
+    """Write a summary that begins with a space and is right, vague or wrong about each fact."""
+    rambles = 0
+    said = "".join(_say(slot, facts[slot.kind], rng, writer) for slot in SLOTS)
+    while rambles < MAX_RAMBLES and rng.random() < writer.ramble:
+        said += rng.choice(RAMBLES)
+        rambles += 1
+    return said
+
+
+def _say(slot: Slot, value: str, rng: random.Random, writer: Writer) -> str:
+    """The words for one fact."""
+    luck = rng.random()
+    if luck < writer.right:
+        return slot.phrase.format(value)
+    if luck < writer.right + writer.vague:
+        return slot.vague
+    return slot.phrase.format(rng.choice([other for other in slot.values if other != value]))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a lossless tokenizer in which every word of the world, with the space before it, is one token.
+
+    Any other text falls back to single bytes, so decode(encode(text)) == text for every string.
+
+    Returns:
+        a tokenizer with beginning, end, padding and unknown tokens, none of which is added by itself.
+    """
+    split = pre_tokenizers.Split(Regex(r" ?[^\s.,?!]+|[.,?!]|\s"), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = {piece for text in _all_texts() for word, _ in split.pre_tokenize_str(text)
+              for piece, _ in byte_level.pre_tokenize_str(word)}  # fmt: skip
+    symbols = [PAD, BOS, EOS, UNK, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    symbols += sorted(pieces - set(symbols))
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    # With ignore_merges a piece of the vocabulary is one token although no merge leads to it.
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def _all_texts() -> list[str]:
+    """Texts that together contain every word of the world, with and without the space before it where it has both."""
+    texts = [POST_START, POST_END, *RAMBLES, *(slot.vague for slot in SLOTS), *(f" {sentence}" for sentence in CHATTER)]
+    for index in range(max(len(slot.values) for slot in SLOTS)):
+        facts = {slot.kind: slot.values[index % len(slot.values)] for slot in SLOTS}
+        texts += [slot.phrase.format(facts[slot.kind]) for slot in SLOTS]
+        texts += [f" {frame.format(**facts)}" for frames in FACT_SENTENCES for frame in frames]
+    return texts

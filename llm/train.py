@@ -1,0 +1,140 @@
+"""The update (Algorithm 1, lines 13 to 20): coefficients from `brain_core`, the gradient from autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+import brain_core
+from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.logprob import group_pairs, sequence_log_probs, token_batch
+from llm.models import Policy
+from llm.plugins import load_callable
+from llm.records import ScoredGroup, StepStats
+from llm.streams import stream
+
+LogGoodness = Callable[[torch.Tensor], torch.Tensor]
+
+
+def make_optimizer(policy: Policy, config: AlignConfig) -> torch.optim.AdamW:
+    """Return AdamW over the adapter."""
+    return torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay,
+    )
+
+
+def make_log_goodness(config: AlignConfig) -> LogGoodness:
+    """Return log p(G=1|y,x) as a function of the reward (B, G), up to a constant per group."""
+    if config.goodness == "bradley_terry":
+        return lambda reward: brain_core.bradley_terry_log_goodness(reward, temperature=config.temperature)
+    if config.goodness == "logistic":
+        return brain_core.logistic_log_goodness
+    function = load_callable(config.goodness, option="--goodness")
+    return lambda reward: _user_log_goodness(function, reward, config.goodness)
+
+
+def draw_batch(buffer: Sequence[ScoredGroup], config: AlignConfig, step: int) -> list[ScoredGroup]:
+    """Draw the groups of a gradient step from all collected so far (line 14), without replacement."""
+    size = min(config.batch, len(buffer))
+    return [buffer[i] for i in stream(config.seed, "batch", step).choice(len(buffer), size, replace=False)]
+
+
+def train_step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[ScoredGroup],
+    config: AlignConfig,
+    log_goodness: LogGoodness,
+    step: int,
+) -> StepStats:
+    """Make one gradient step; the loss is a mean over the groups, however they are cut into forward passes.
+
+    Raises:
+        UserError: The gradient is not finite, or is exactly 0 although the weights ask for a change.
+    """
+    optimizer.zero_grad()
+    chunk = max(1, config.train_rows // config.n)
+    parts = [
+        accumulate_gradient(policy, batch[start : start + chunk], log_goodness, 1 / len(batch))
+        for start in range(0, len(batch), chunk)
+    ]
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
+    diagnostics = torch.cat(parts).mean(0).tolist()
+    _check_gradient(norm, total_variation=diagnostics[4])
+    for settings in optimizer.param_groups:
+        settings["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+    optimizer.step()
+    return StepStats(*diagnostics, norm, optimizer.param_groups[0]["lr"])
+
+
+def accumulate_gradient(
+    policy: Policy, groups: Sequence[ScoredGroup], log_goodness: LogGoodness, weight: float
+) -> torch.Tensor:
+    """Add weight · ∇ Σ_groups −Σᵢ cᵢ log q_θ(yᵢ|x) to the gradient, c = α̂ − β̂ detached (eq. 12, erratum E13).
+
+    Args:
+        policy: The policy q_θ.
+        groups: B groups of G completions.
+        log_goodness: Maps rewards to log-goodness.
+        weight: One over the number of groups in the whole batch.
+
+    Returns:
+        (B, 6) diagnostics per group, in the order of `StepStats`.
+    """
+    tokens = token_batch([pair for group in groups for pair in group_pairs(group)], policy.device)
+    log_policy = sequence_log_probs(policy, tokens).view(len(groups), -1)
+    log_prior, log_proposal, reward = (_stacked(groups, name) for name in ("log_prior", "log_proposal", "reward"))
+    current = log_policy.detach().cpu()
+    target = brain_core.target_log_ratio(log_prior, log_proposal, log_goodness(reward))
+    ratio = brain_core.policy_log_ratio(current, log_proposal)
+    coefficients = brain_core.brain_coefficients(target, ratio)
+    loss = -(coefficients.to(log_policy.device) * log_policy).sum() * weight
+    loss.backward()
+    return group_diagnostics(target, ratio)
+
+
+def group_diagnostics(target: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
+    """Return (B, 6): SNKL, ESS of target and policy, largest target weight, TV, mean likelihood drift."""
+    weights = brain_core.self_normalized_weights(target)
+    columns = (
+        brain_core.self_normalized_kl(target, ratio),
+        brain_core.effective_sample_size(target),
+        brain_core.effective_sample_size(ratio),
+        weights.max(-1).values,
+        brain_core.total_variation(target, ratio),
+        ratio.mean(-1),
+    )
+    return torch.stack(columns, -1)
+
+
+def _stacked(groups: Sequence[ScoredGroup], name: str) -> torch.Tensor:
+    """Stack one array of every group to (B, G)."""
+    return torch.from_numpy(np.stack([getattr(group, name) for group in groups]))
+
+
+def _check_gradient(norm: float, *, total_variation: float) -> None:
+    """Refuse a gradient that cannot be right."""
+    if not np.isfinite(norm):
+        raise UserError("The gradient is not finite. Lower --learning-rate, or use a wider --dtype.")
+    if norm == 0.0 and total_variation > 1e-6:
+        raise UserError(
+            "The gradient is exactly 0 although target and policy weights differ: the adapter is cut off from the "
+            "loss. Choose other --lora-targets, or another --quantization."
+        )
+
+
+def _user_log_goodness(function: Callable[..., object], reward: torch.Tensor, name: str) -> torch.Tensor:
+    """Call the user's goodness on a NumPy array and check what it returns."""
+    values = np.asarray(function(reward.numpy()), dtype=np.float64)
+    if values.shape != tuple(reward.shape) or np.isnan(values).any() or np.isposinf(values).any():
+        raise UserError(
+            f"--goodness {name}: must return the log-goodness of every reward, an array of shape {tuple(reward.shape)} "
+            f"without NaN or +inf; it returned shape {values.shape}."
+        )
+    return torch.from_numpy(values)
