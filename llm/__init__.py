@@ -6,7 +6,11 @@ An unrelated package on PyPI is also called `llm`; the two cannot be installed s
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+# On machines without a GPU its import warns of a kernel that it does without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __all__ = ["AlignConfig", "UserError", "run"]
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 import yaml
 
+from llm.console import say
 from llm.errors import UserError
 from llm.plugins import load_callable
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
 MAY_BE_ZERO = ("seed", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
+BELOW_ONE = ("adam_beta1", "adam_beta2")
+INPUTS = ("model", "prompts", "reward")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class AlignConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     sample_rows: int = 256
-    """Completions in one sampling or scoring call (memory)."""
+    """Completions in one sampling or scoring call, whole groups when sampling, at least one (memory)."""
     train_rows: int = 64
     """Completions in one forward and backward pass, whole groups, at least one (memory; the gradient is the same)."""
 
@@ -129,32 +133,54 @@ class Command:
 def parse_command(arguments: Sequence[str]) -> Command:
     """Resolve the command line with its preset and file.
 
+    A file's `prepare: package.module:function` is called only where a model, prompts or a reward are still missing
+    once everything else is resolved, and never by `--dry-run`.
+
+    Args:
+        arguments: The command line, without the program's name.
+
+    Returns:
+        The command with its settings resolved; with `--resume`, the settings still are the defaults.
+
     Raises:
         UserError: An unknown preset, a missing file, an unknown or invalid key, or settings that cannot work.
         SystemExit: Status 2 for an invalid option, 0 for `--help`.
     """
     command = _parse(arguments, AlignConfig())
     if command.resume:
+        _refuse_other_sources(command)
         return command
     layers = _file_layers(command)
-    settings = AlignConfig()
-    for source, values in layers:
-        settings = _overlay(settings, {key: value for key, value in values.items() if key != "prepare"}, source)
-    validate(_parse(arguments, settings).settings, check_required=not any("prepare" in values for _, values in layers))
-    prepared = AlignConfig()
-    for source, values in layers:
-        prepared = _overlay(prepared, _with_prepared(values, command.dry_run), source)
-    return _parse(arguments, prepared)
+    resolved = _parse(arguments, _overlay_all(layers))
+    to_prepare = _missing_inputs(resolved.settings) and any("prepare" in values for _, values in layers)
+    validate(resolved.settings, check_required=not to_prepare)
+    if to_prepare and command.dry_run:
+        say("Not shown: the model, prompts and reward that the run would prepare first.")
+    if not to_prepare or command.dry_run:
+        return resolved
+    return _parse(arguments, _overlay_all([(source, _with_prepared(values, source)) for source, values in layers]))
 
 
 def changed_settings(arguments: Sequence[str], stored: AlignConfig) -> list[str]:
-    """Name the settings that a resuming command line would change."""
+    """Name the settings that a resuming command line would change.
+
+    Args:
+        arguments: The command line, without the program's name.
+        stored: The settings of the run to go on with.
+
+    Raises:
+        SystemExit: Status 2 for an invalid option.
+    """
     asked = _parse(arguments, stored).settings
     return [f.name for f in dataclasses.fields(AlignConfig) if getattr(asked, f.name) != getattr(stored, f.name)]
 
 
 def validate(config: AlignConfig, *, check_required: bool = True) -> None:
     """Check what can be checked before anything is loaded.
+
+    Args:
+        config: The settings.
+        check_required: Whether model, prompts and reward must be there already.
 
     Raises:
         UserError: Names the option and what to do.
@@ -167,6 +193,11 @@ def validate(config: AlignConfig, *, check_required: bool = True) -> None:
             "the objective is identically 0. Use --n 2 or more."
         )
     _require_bounds(config)
+    if config.batch > config.m:
+        raise UserError(
+            f"--batch {config.batch}: the first phase collects --m {config.m} groups only, which is less than one "
+            "batch. Lower --batch or raise --m."
+        )
     if config.goodness not in ("bradley_terry", "logistic"):
         load_callable(config.goodness, option="--goodness")
     if config.goodness != "bradley_terry" and config.temperature != 1.0:
@@ -175,6 +206,10 @@ def validate(config: AlignConfig, *, check_required: bool = True) -> None:
         )
     if config.judge:
         load_callable(config.judge, option="--judge")
+    from llm.tracking import check_tracker
+
+    check_tracker(config.tracker)
+    _refuse_unused(config)
 
 
 def dump_config(config: AlignConfig) -> str:
@@ -191,29 +226,61 @@ def load_config(path: Path) -> AlignConfig:
     return _overlay(AlignConfig(), _read_yaml(path), str(path))
 
 
+def _missing_inputs(config: AlignConfig) -> list[str]:
+    """The options without a general default that were not given."""
+    return [f"--{name}" for name in INPUTS if not getattr(config, name)]
+
+
 def _require_inputs(config: AlignConfig) -> None:
     """Model, prompts and reward have no general default."""
-    for option in ("model", "prompts", "reward"):
-        if not getattr(config, option):
-            raise UserError(
-                f"--{option} is missing. Give --model, --prompts and --reward together, a --preset, "
-                "or no option at all for the embedded example."
-            )
+    if missing := _missing_inputs(config):
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing. Give --model, --prompts and "
+            "--reward together, a --preset, or no option at all for the embedded example."
+        )
 
 
 def _require_bounds(config: AlignConfig) -> None:
     """Numbers that must be finite, not negative, and mostly positive."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not isinstance(value, (int, float)):
-            continue
-        option = "--" + field.name.replace("_", "-")
-        if not math.isfinite(value):
-            raise UserError(f"{option} {value}: must be a finite number.")
-        if value < 0 or (value == 0 and field.name not in MAY_BE_ZERO):
+        if isinstance(value, (int, float)) and (expected := _broken_bound(field.name, value)):
+            raise UserError(f"{_option(field.name)} {value}: must be {expected}.")
+
+
+def _broken_bound(name: str, value: float) -> str | None:
+    """What a setting's number must be and is not, if anything."""
+    if not math.isfinite(value):
+        return "a finite number"
+    if value < 0 or (value == 0 and name not in MAY_BE_ZERO):
+        return "0 or more" if name in MAY_BE_ZERO else "above 0"
+    return "below 1" if name in BELOW_ONE and value >= 1 else None
+
+
+def _refuse_unused(config: AlignConfig) -> None:
+    """Refuse settings that this run would not heed."""
+    for name in ("prompt_column", "reference_column"):
+        value = getattr(config, name)
+        if config.format != "plain" and value != getattr(AlignConfig(), name):
             raise UserError(
-                f"{option} {value}: must {'not be negative' if field.name in MAY_BE_ZERO else 'be above 0'}."
+                f"{_option(name)} {value}: --format {config.format} has columns of its own (chosen, rejected). "
+                "Leave the option out, or use --format plain."
             )
+
+
+def _refuse_other_sources(command: Command) -> None:
+    """A run goes on with its own settings."""
+    for name in ("preset", "config"):
+        if getattr(command, name):
+            raise UserError(
+                f"--{name} {getattr(command, name)}: --resume {command.resume} goes on with the settings stored in "
+                f"that folder. Leave --{name} out, or start a new run without --resume."
+            )
+
+
+def _option(name: str) -> str:
+    """A setting's name as it is written on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 def _parse(arguments: Sequence[str], settings: AlignConfig) -> Command:
@@ -245,41 +312,73 @@ def _preset_path(name: str) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Check the path.")
+    """Read a YAML mapping of settings; hyphens in a key count as underscores."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({error}).") from error
-    if not isinstance(values, dict):
+        text = path.read_text(encoding="utf-8-sig")
+        node, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: expected 'key: value' lines, one a setting.")
+    keys = [str(key.value).replace("-", "_") for key, _ in node.value]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UserError(f"{path}: {' and '.join(twice)} given more than once. Keep one line of each.")
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _overlay(settings: AlignConfig, values: dict[str, Any], source: str) -> AlignConfig:
-    """Return the settings with a file's values in place, each parsed as its option would be."""
-    names = [field.name for field in dataclasses.fields(AlignConfig)]
-    for key, value in values.items():
-        if key not in names:
-            raise UserError(f"{source}: unknown setting {key!r}{_nearest(key, names)}.")
-        try:
-            settings = tyro.cli(
-                AlignConfig, args=[f"--{key.replace('_', '-')}={value}"], default=settings, console_outputs=False
-            )
-        except SystemExit as error:
-            expected = AlignConfig.__dataclass_fields__[key].type
-            raise UserError(f"{source}: {key}: {value!r} is not a valid value; expected {expected}.") from error
+def _overlay_all(layers: Sequence[tuple[str, dict[str, Any]]]) -> AlignConfig:
+    """Return the defaults with every layer's values in place, the last on top."""
+    settings = AlignConfig()
+    for source, values in layers:
+        settings = _overlay(settings, {key: value for key, value in values.items() if key != "prepare"}, source)
     return settings
 
 
-def _with_prepared(values: dict[str, Any], dry_run: bool) -> dict[str, Any]:
+def _overlay(settings: AlignConfig, values: dict[str, Any], source: str) -> AlignConfig:
+    """Return the settings with a file's values in place, each checked against its setting's type."""
+    kinds = get_type_hints(AlignConfig)
+    for key in values:
+        if key not in kinds:
+            raise UserError(f"{source}: unknown setting {key!r}{_nearest(key, list(kinds))}.")
+    return dataclasses.replace(
+        settings, **{key: _typed(value, kinds[key], f"{source}: {key}") for key, value in values.items()}
+    )
+
+
+def _typed(value: Any, kind: Any, place: str) -> Any:
+    """Return a YAML value as a setting of some type, refusing what is not one."""
+    choices = get_args(kind)
+    if kind is float:
+        return _as_float(value, place)
+    if (choices and value not in choices) or (not choices and type(value) is not kind):
+        names = {str: "text (put it in quotes)", int: "a whole number"}
+        expected = f"one of {', '.join(choices)}" if choices else names[kind]
+        raise UserError(f"{place}: {value!r} is not a valid value; expected {expected}.")
+    return value
+
+
+def _as_float(value: Any, place: str) -> float:
+    """A YAML value as a number; YAML 1.1 reads 1e-5, which lacks a dot, as text."""
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    raise UserError(f"{place}: {value!r} is not a valid value; expected a number.")
+
+
+def _with_prepared(values: dict[str, Any], source: str) -> dict[str, Any]:
     """Run the preparation that a file asks for (`prepare: package.module:function`); it returns settings."""
-    values = dict(values)
-    prepare = values.pop("prepare", None)
-    if prepare is None or dry_run:
+    if "prepare" not in values:
         return values
-    return {**load_callable(str(prepare), option="prepare")(), **values}
+    prepared = load_callable(str(values["prepare"]), option=f"{source}: prepare")()
+    if not isinstance(prepared, dict):
+        raise UserError(
+            f"{source}: prepare: {values['prepare']} must return a dict of settings; "
+            f"it returned {type(prepared).__name__}."
+        )
+    return {**prepared, **values}
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

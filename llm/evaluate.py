@@ -22,7 +22,17 @@ Judge = Callable[[list[Any], list[str]], Sequence[float]]
 
 
 def sample_one_each(policy: Policy, prompts: Sequence[Prompt], config: AlignConfig, stage: str) -> list[Completion]:
-    """Sample one completion of every prompt, under draws that are the same at every step of the run."""
+    """Sample one completion of every prompt, under draws that are the same at every step of the run.
+
+    Args:
+        policy: The policy; within `policy.as_prior()`, the prior.
+        prompts: The prompts.
+        config: The run's settings.
+        stage: Names the draws.
+
+    Returns:
+        A completion for each prompt, in order.
+    """
     completions = []
     for start in range(0, len(prompts), config.sample_rows):
         block = prompts[start : start + config.sample_rows]
@@ -39,7 +49,19 @@ def evaluate(
     config: AlignConfig,
     stage: str,
 ) -> list[EvalRecord]:
-    """Sample, score and reward one completion of every prompt; grades come later, from `judged`."""
+    """Sample, score and reward one completion of every prompt; grades come later, from `judged`.
+
+    Args:
+        policy: The policy.
+        prompts: Held-out prompts with their references.
+        reward: The reward.
+        reference_rewards: The reference's reward for each prompt id.
+        config: The run's settings.
+        stage: Names the draws.
+
+    Returns:
+        A record for each prompt, in order.
+    """
     completions = sample_one_each(policy, prompts, config, stage)
     pairs = list(zip(prompts, completions, strict=True))
     log_policy = score(policy, pairs, config.sample_rows)
@@ -55,6 +77,14 @@ def evaluate(
 def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalRecord]:
     """Grade completions and references with the independent judge.
 
+    Args:
+        records: The evaluation.
+        judge: Called on the prompts with the completions, then with the references.
+        name: The judge's name, for the message.
+
+    Returns:
+        The records with their grades.
+
     Raises:
         UserError: The judge raised, or did not return one finite grade for each.
     """
@@ -68,7 +98,15 @@ def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalR
 
 
 def figures(records: Sequence[EvalRecord]) -> Figures:
-    """Summarise an evaluation; every figure has a 95 % interval, a win is strictly greater than the reference."""
+    """Summarise an evaluation.
+
+    Args:
+        records: At least one.
+
+    Returns:
+        Estimates with 95 % intervals by name; a win is strictly greater than the reference, ties stand apart, and the
+        judge's figures are None where nothing was graded.
+    """
     return {
         "judge_win_rate": _win_rate(records, "grade"),
         "judge_tie_rate": _tie_rate(records, "grade"),
@@ -82,7 +120,15 @@ def figures(records: Sequence[EvalRecord]) -> Figures:
 
 
 def change(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -> Figures:
-    """Return paired differences, after − before, over the same prompts."""
+    """Return paired differences, after − before, over the same prompts.
+
+    Args:
+        before: An evaluation.
+        after: Another one of the same prompts in the same order.
+
+    Returns:
+        Mean differences with 95 % intervals by name; None for the judge's where nothing was graded.
+    """
     pairs = list(zip(before, after, strict=True))
     result: Figures = {"mean_reward": statistics.mean([a.reward - b.reward for b, a in pairs])}
     for figure, field in (("reward_model_win_rate", "reward"), ("judge_win_rate", "grade")):
@@ -113,16 +159,20 @@ def _tie_rate(records: Sequence[EvalRecord], field: str) -> statistics.Estimate 
 
 def _grades(judge: Judge, name: str, prompts: list[Any], texts: list[str]) -> list[float]:
     """Call the judge and check what it returns."""
+    advice = "The trained adapter is in the run folder; mend the judge and use --resume to evaluate."
     try:
-        grades = np.asarray(judge(prompts, texts), dtype=np.float64)
+        grades = np.asarray(judge(list(prompts), list(texts)), dtype=np.float64)
     except Exception as error:
+        raise UserError(f"--judge {name}: raised {type(error).__name__}: {error}. {advice}") from error
+    if grades.shape != (len(texts),):
         raise UserError(
-            f"--judge {name}: raised {type(error).__name__}: {error}. The trained adapter is in the run folder; mend "
-            "the judge and use --resume to evaluate."
-        ) from error
-    if grades.shape != (len(texts),) or not np.isfinite(grades).all():
+            f"--judge {name}: must return one grade for each of {len(texts)} completions; it returned an array of "
+            f"shape {grades.shape}. {advice}"
+        )
+    broken = np.flatnonzero(~np.isfinite(grades))
+    if len(broken):
         raise UserError(
-            f"--judge {name}: must return one finite grade for each of {len(texts)} completions; it returned an array "
-            f"of shape {grades.shape}."
+            f"--judge {name}: must return finite grades; {len(broken)} of {len(grades)} are not, the first for "
+            f"completion {broken[0]}: {grades[broken[0]]}. {advice}"
         )
     return [float(grade) for grade in grades]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import peft
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -75,8 +77,8 @@ def load_policy(config: AlignConfig) -> Policy:
     Raises:
         UserError: The model cannot be loaded, has no end-of-sequence token, or LoRA finds nothing to adapt.
     """
-    tokenizer = load_pretrained(AutoTokenizer, config.model)
     base = load_base(config.model, config)
+    tokenizer = load_pretrained(AutoTokenizer, config.model)
     return Policy(
         model=_with_lora(base, config),
         tokenizer=tokenizer,
@@ -98,6 +100,11 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
         )
         options["device_map"] = {"": resolve_device(config.device)}
     model = load_pretrained(AutoModelForCausalLM, source, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"--model {source}: is an adapter. Switching adapters off would give the raw base instead of the SFT model "
+            "as the prior; merge the adapter into its base and give the merged model."
+        )
     if config.quantization == "nf4":
         _keep_gradients_on_cpu(model)
     else:
@@ -106,7 +113,8 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
 
 
 def load_pretrained(factory: Any, source: str, **options: Any) -> Any:
-    """Call a `from_pretrained`, with what goes wrong told in one paragraph."""
+    """Call a `from_pretrained` without a progress bar, with what goes wrong told in one paragraph."""
+    transformers.utils.logging.disable_progress_bar()
     try:
         return factory.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -117,10 +125,20 @@ def load_pretrained(factory: Any, source: str, **options: Any) -> Any:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device that `auto` means here."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the device that `auto` means here.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"--device {device}: not available here ({str(error).splitlines()[0]}). Use cpu or auto."
+        ) from error
+    return device
 
 
 def model_fingerprint(source: str, *settings: str) -> str:
@@ -146,7 +164,9 @@ def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
     )
     torch.manual_seed(torch_seed(config.seed, "lora"))
     try:
-        model = peft.get_peft_model(base, settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks for it
+            model = peft.get_peft_model(base, settings)
     except ValueError as error:
         raise UserError(
             f"--lora-targets {config.lora_targets}: matches no module of {config.model}. "

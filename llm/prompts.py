@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from llm.config import AlignConfig
@@ -25,7 +27,8 @@ class PromptSets:
         train: For rollouts.
         validation: For choosing the best checkpoint.
         test: For the evaluation before and after.
-        counts: What was read, skipped, truncated or found to diverge.
+        counts: What was read, skipped, truncated or found to diverge, and how many held-out prompts are also among
+            the training prompts, word for word (data sets repeat themselves).
     """
 
     train: list[Prompt]
@@ -65,11 +68,17 @@ def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, contex
             f"{config.prompts}: {len(prompts)} prompts remain for training, but --m asks for {config.m} in each "
             "proposal update. Give more prompts or lower --m, --test-count or --validation-count."
         )
+    known = {prompt.token_ids for prompt in prompts}
+    counts["held_out_prompts_also_in_training"] = sum(prompt.token_ids in known for prompt in validation + test)
     return PromptSets(prompts, validation, test, counts)
 
 
 def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, bool]:
     r"""Split a pair of AnthropicHH dialogues at the last assistant turn of the chosen one.
+
+    Args:
+        chosen: The whole preferred dialogue.
+        rejected: The whole other dialogue.
 
     Returns:
         The prompt (ends in `\n\nAssistant:`), the chosen answer, and whether the two dialogues part before it.
@@ -115,52 +124,96 @@ def _plain_row(row: Row, config: AlignConfig, source: str, number: int) -> tuple
             f"{source}, row {number}: column {config.prompt_column!r} must be text or a list of chat messages "
             f'like {{"role": "user", "content": "…"}}, found {type(prompt).__name__}.'
         )
-    reference = row.get(config.reference_column)
-    if not (reference is None or isinstance(reference, str)):
+    return prompt, _reference(row, config.reference_column, source, number)
+
+
+def _reference(row: Row, name: str, source: str, number: int) -> str | None:
+    """The reference, None where the row has none; a column that the user named must be there."""
+    if name != AlignConfig.reference_column and name not in row:
+        column(row, name, source=source, number=number)
+    reference = row.get(name)
+    if reference is not None and not (isinstance(reference, str) and reference.strip()):
         raise UserError(
-            f"{source}, row {number}: column {config.reference_column!r} must be text, "
-            f"found {type(reference).__name__}."
+            f"{source}, row {number}: column {name!r} must be text, found {reference!r}. Mend the row; with null, or "
+            "without the column, the prior's own completion is the reference."
         )
-    return prompt, reference
+    return reference
 
 
 def _dialogue_row(row: Row, source: str, number: int, counts: dict[str, int]) -> tuple[str, str]:
     """An AnthropicHH row; a pair whose answers part before the last turn is counted."""
-    chosen, rejected = (str(column(row, name, source=source, number=number)) for name in ("chosen", "rejected"))
-    try:
-        prompt, answer, diverges = split_dialogue(chosen, rejected)
-    except ValueError as error:
-        raise UserError(f"{source}, row {number}: column 'chosen' has no {ASSISTANT_TURN!r} turn.") from error
+    chosen, rejected = (_dialogue(row, name, source, number) for name in ("chosen", "rejected"))
+    prompt, answer, diverges = split_dialogue(chosen, rejected)
     counts["diverging_dialogues"] += diverges
     return prompt, answer
 
 
+def _dialogue(row: Row, name: str, source: str, number: int) -> str:
+    """One of a row's dialogues."""
+    dialogue = column(row, name, source=source, number=number)
+    if not (isinstance(dialogue, str) and ASSISTANT_TURN in dialogue):
+        raise UserError(
+            f"{source}, row {number}: column {name!r} is no AnthropicHH dialogue: it must be text with a "
+            f"{ASSISTANT_TURN!r} turn. Mend or remove the row, or use --format plain."
+        )
+    return dialogue
+
+
 def _is_chat(prompt: Any) -> bool:
-    """Whether a value is a list of chat messages."""
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in prompt)
-    )
+    """Whether a value is a list of chat messages, each with a role and a text."""
+    return isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
+
+
+def _is_message(message: Any) -> bool:
+    """Whether a value is a chat message."""
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
 def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple[int, ...]:
     """Tokenise a prompt: text with the tokenizer's own beginning, chat messages through its template.
 
+    Args:
+        tokenizer: The policy's tokenizer.
+        text: The prompt.
+        source: Where it is from, for the message.
+
+    Returns:
+        (P,) its tokens, without an end-of-sequence token that the tokenizer would put at the end of every text.
+
     Raises:
-        UserError: The prompt is empty, or chat messages meet a tokenizer without a template.
+        UserError: The prompt has no tokens, or the tokenizer has no chat template or one that refuses the messages.
     """
-    if isinstance(text, str):
-        ids = list(tokenizer(text)["input_ids"])
-        if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-            ids.pop()  # some tokenizers end every text; a prompt must stay open
-    elif tokenizer.chat_template is None:
-        raise UserError(f"{source}: chat messages need a tokenizer with a chat template; this model has none.")
-    else:
-        ids = tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids = _text_ids(tokenizer, text) if isinstance(text, str) else _chat_ids(tokenizer, text, source)
     if not ids:
-        raise UserError(f"{source}: the prompt is empty. Remove the row.")
+        raise UserError(f"{source}: the prompt is empty: it has no tokens. Remove the row.")
     return tuple(ids)
+
+
+def _text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, open at its end: some tokenizers close every text with the end-of-sequence token."""
+    ids = list(tokenizer(text)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    surplus = _ends(ids, tokenizer.eos_token_id) - _ends(bare, tokenizer.eos_token_id)
+    return ids[: len(ids) - surplus]
+
+
+def _ends(ids: list[int], end_id: int | None) -> int:
+    """How many end-of-sequence tokens a sequence ends with."""
+    return len(list(itertools.takewhile(lambda token: token == end_id, reversed(ids))))
+
+
+def _chat_ids(tokenizer: Any, messages: Messages, source: str) -> list[int]:
+    """The tokens of chat messages and of the beginning of the assistant's turn."""
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{source}: the prompt is a list of chat messages and this model's tokenizer has no chat template. "
+            "Give the prompts as text, or a model with a template."
+        )
+    try:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except jinja2.TemplateError as error:
+        raise UserError(f"{source}: the model's chat template refuses these messages ({error}).") from error
+    return list(ids)
 
 
 def _fit(ids: tuple[int, ...], room: int, overflow: str, place: str, counts: dict[str, int]) -> tuple[int, ...]:
@@ -190,5 +243,10 @@ def _take(prompts: list[Prompt], count: int, option: str, source: str) -> list[P
 
 
 def with_references(prompts: Iterable[Prompt], references: dict[str, str]) -> list[Prompt]:
-    """Return the prompts with their references filled in."""
+    """Return the prompts with their references filled in.
+
+    Args:
+        prompts: The prompts.
+        references: A reference for each prompt id.
+    """
     return [replace(prompt, reference=references[prompt.prompt_id]) for prompt in prompts]

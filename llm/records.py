@@ -132,10 +132,12 @@ class EvalRecord:
     log_prior: float
 
     def as_row(self) -> dict[str, Any]:
-        """Return the record as a flat row for a table."""
+        """Return the record as a flat row for a table; `is_chat` tells chat messages from text."""
         return {
             "prompt_id": self.prompt.prompt_id,
             "prompt": _plain(self.prompt.text),
+            "prompt_token_ids": list(self.prompt.token_ids),
+            "is_chat": not isinstance(self.prompt.text, str),
             "completion": self.completion.text,
             "token_ids": list(self.completion.token_ids),
             "finish_reason": self.completion.finish_reason,

@@ -45,6 +45,10 @@ class Identity:
 def new_run(config: AlignConfig, identity: Identity) -> tuple[Path, AlignConfig]:
     """Make the folder of a new run and write its settings.
 
+    Args:
+        config: The settings; without `out` the folder is runs/<time>.
+        identity: What gives the run's cached files their meaning.
+
     Returns:
         The folder, and the settings with `out` filled in.
 
@@ -80,18 +84,21 @@ def stored_config(folder: Path) -> AlignConfig:
         UserError: The folder holds no run.
     """
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"--resume {folder}: no run there (no config.yaml). Check the path.")
+        raise UserError(f"{folder}: no run there (no config.yaml). Check the path.")
     return replace(load_config(folder / "config.yaml"), out=str(folder))
 
 
 def check_identity(folder: Path, identity: Identity) -> None:
     """Check that model, reward, prompts and code are those that the run began with.
 
+    Args:
+        folder: The run's.
+        identity: What was loaded now.
+
     Raises:
         UserError: Names the parts that changed.
     """
-    stored = read_json(folder / IDENTITY_FILE)
-    changed = [name for name, value in vars(identity).items() if stored.get(name) != value]
+    changed = _changed(folder, vars(identity))
     if changed:
         raise UserError(
             f"--resume {folder}: {' and '.join(changed)} changed since the run began, so its stored scores no longer "
@@ -99,8 +106,35 @@ def check_identity(folder: Path, identity: Identity) -> None:
         )
 
 
+def check_model(folder: Path, identity: str) -> None:
+    """Check that the base model is the one that a run's adapter was trained on.
+
+    Args:
+        folder: The run's.
+        identity: The model's, as loaded now.
+
+    Raises:
+        UserError: It is another one.
+    """
+    if _changed(folder, {"model": identity}):
+        raise UserError(f"{folder}: the model's files changed since the run; its adapter fits the old ones only.")
+
+
+def _changed(folder: Path, now: dict[str, str]) -> list[str]:
+    """The parts of a run's identity that differ."""
+    stored = read_json(folder / IDENTITY_FILE)
+    return [name for name, value in now.items() if stored.get(name) != value]
+
+
 def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    names = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
+    """Return the versions that a run depends on, by package."""
+    names = ("brain-align", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

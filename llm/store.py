@@ -23,6 +23,10 @@ MANIFEST = "manifest.json"
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to disk and rename it into place.
 
+    Args:
+        path: The file; its folder is made.
+        content: Its bytes.
+
     Raises:
         UserError: The disk is full or the folder cannot be written; the old file, if any, is untouched.
     """
@@ -41,8 +45,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
-    write_whole(path, text.encode("utf-8", errors="replace"))
+    """Write UTF-8 text whole or not at all; half a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    write_whole(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,17 +55,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file that `write_json` wrote.
 
     Raises:
         UserError: The file is missing or damaged.
     """
-    try:
+    with damage_errors(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; the run folder is incomplete.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}). Restore it from a copy, or start a new run.") from error
 
 
 @contextmanager
@@ -70,11 +70,22 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOTDIR):
-            raise
         raise UserError(
-            f"{path}: could not be written ({error.strerror}). Make room or choose another --out; "
-            "what was written before is intact, and --resume goes on from there."
+            f"{path}: could not be written ({error.strerror or error}). Make room or choose another place; "
+            "what was written before is intact, and a run goes on from there with --resume."
+        ) from error
+
+
+@contextmanager
+def damage_errors(path: Path) -> Iterator[None]:
+    """Turn a missing, unreadable or damaged file of a run into a clear error that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the folder is not a run's, or incomplete. Check the path.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: damaged or not readable ({error}). Restore it from a copy, or start a new run."
         ) from error
 
 
@@ -89,12 +100,23 @@ class ShardFolder:
         self.folder = folder
         manifest = folder / MANIFEST
         self._checksums: dict[str, str] = read_json(manifest) if manifest.exists() else {}
+        if not isinstance(self._checksums, dict):
+            raise UserError(f"{manifest}: damaged, not a JSON object. Restore it from a copy, or start a new run.")
 
     def __contains__(self, name: str) -> bool:
+        """Whether a shard was written."""
         return name in self._checksums
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows as one shard."""
+        """Write rows as one shard; an older one of that name is replaced.
+
+        Args:
+            name: The shard, without the file's ending.
+            rows: Its rows, all with the same keys.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written.
+        """
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
         content = buffer.getvalue()
@@ -109,6 +131,8 @@ class ShardFolder:
             UserError: The shard is missing or its bytes are not those that were written.
         """
         path = self.folder / f"{name}.parquet"
+        if name not in self:
+            raise UserError(f"{path}: not written yet; the run did not come that far. Go on with it by --resume.")
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != self._checksums.get(name):
             raise UserError(
@@ -118,7 +142,12 @@ class ShardFolder:
         return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
 
     def once(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return a shard's rows, making and writing them first where they do not exist."""
+        """Return a shard's rows, making and writing them first where they do not exist.
+
+        Args:
+            name: The shard.
+            make: Called without arguments for the rows, at most once.
+        """
         if name not in self:
             self.write(name, make())
         return self.read(name)
@@ -134,7 +163,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         with disk_errors(path):
-            self._file = open(path, "ab")  # noqa: SIM115
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def cut(self, size: int) -> None:
         """Drop what a killed run wrote after its last checkpoint.
@@ -156,10 +185,19 @@ class MetricsLog:
         return os.fstat(self._file.fileno()).st_size
 
     def write(self, event: dict[str, Any]) -> None:
-        """Append one event."""
+        """Append one event: its whole line, or on a full disk nothing of it.
+
+        Raises:
+            UserError: The line could not be written.
+        """
+        line, start = (json.dumps(event, allow_nan=False) + "\n").encode(), self.size
         with disk_errors(self._path):
-            self._file.write((json.dumps(event, allow_nan=False) + "\n").encode())
-            self._file.flush()
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(start)
+                raise
 
     def flush_to_disk(self) -> None:
         """Make sure that everything written survives a power cut."""
@@ -172,8 +210,13 @@ class MetricsLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the events of a `metrics.jsonl`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    with damage_errors(path):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _flush_folder(folder: Path) -> None:

@@ -18,6 +18,9 @@ def stream(seed: int, stage: str, *key: int | str) -> np.random.Generator:
         seed: The run's seed.
         stage: What the draw is for, such as `rollout`.
         key: What tells this draw from others of its stage, such as (iteration, prompt_id, sample_id).
+
+    Returns:
+        A fresh generator, at its beginning.
     """
     name = json.dumps([seed, stage, *key]).encode()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(name).digest()[:16], "little")))

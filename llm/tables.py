@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llm.errors import UserError
 
 Row = dict[str, Any]
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
@@ -29,20 +32,26 @@ def read_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
     """
     path = Path(source)
     reader = _reader(path.name)
-    if reader is None:
-        return (yield from _hub_rows(str(source)))
-    if not path.is_file():
+    if reader is None and path.is_file():
+        raise UserError(f"{path}: not a .jsonl, .jsonl.gz, .parquet or .csv file. Convert it to one of these.")
+    if reader is not None and not path.is_file():
         raise UserError(f"{path}: no such file. Check the path.")
     count = 0
-    for number, row in reader(path):
+    for number, row in _hub_rows(str(source)) if reader is None else _file_rows(path, reader):
         count += 1
         yield number, row
     if count == 0:
-        raise UserError(f"{path}: holds no rows. Give a file with at least one row.")
+        raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
 
 
 def column(row: Row, name: str, *, source: str | Path, number: int) -> Any:
     """Return one column of a row.
+
+    Args:
+        row: The row.
+        name: The column.
+        source: Where the row is from, for the message.
+        number: The row's number, for the message.
 
     Raises:
         UserError: The row has no such column; the message lists those that it has.
@@ -64,30 +73,45 @@ def _reader(name: str) -> Callable[[Path], Iterator[tuple[int, Row]]] | None:
     return None
 
 
-def _open_text(path: Path) -> IO[str]:
-    """Open a file as UTF-8 text, through gzip where its name says so."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8", newline="")
+def _file_rows(path: Path, reader: Callable[[Path], Iterator[tuple[int, Row]]]) -> Iterator[tuple[int, Row]]:
+    """Rows of a file, with what makes it unreadable told in one paragraph."""
+    number = 0
+    try:
+        for number, row in reader(path):
+            yield number, row
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
+        kind = {".parquet": "Parquet", ".gz": "gzip"}.get(path.suffix, "text")
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}{f', after row {number}' if number else ''}: not readable as {kind} ({reason}). "
+            "Restore or mend the file."
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a UTF-8 file, with or without a byte-order mark, through gzip where its name says so."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, row {number}: not UTF-8 ({error}). Save the file as UTF-8.") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows of a JSON-lines file; blank lines are passed over."""
-    number = 0
-    try:
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _json_row(path, number, line)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}, after row {number}: not readable as UTF-8 JSON lines ({error}).") from error
+    for number, line in _lines(path):
+        if line.strip():
+            yield number, _json_row(path, number, line)
 
 
 def _json_row(path: Path, number: int, line: str) -> Row:
     """Parse one line as a JSON object."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+        if SURROGATE.search(line):
+            json.dumps(row, ensure_ascii=False).encode()
+    except (json.JSONDecodeError, RecursionError, UnicodeEncodeError) as error:
         raise UserError(f"{path}, row {number}: not valid JSON ({error}). Mend or remove this row.") from error
     if not isinstance(row, dict):
         raise UserError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}.")
@@ -97,15 +121,17 @@ def _json_row(path: Path, number: int, line: str) -> Row:
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows of a CSV file whose first line names the columns."""
     csv.field_size_limit(2**31 - 1)
-    try:
-        with _open_text(path) as lines:
-            reader = csv.DictReader(lines, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(f"{path}, row {reader.line_num}: not as many fields as the header has columns.")
-                yield reader.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as UTF-8 CSV ({error}).") from error
+    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
+    names = list(reader.fieldnames or [])
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path}: the header names {', '.join(map(repr, twice))} twice. Rename one of them.")
+    for row in reader:
+        if None in row or None in row.values():
+            raise UserError(
+                f"{path}, row {reader.line_num}: has {'more' if None in row else 'fewer'} fields than the header's "
+                f"{len(names)} columns. Mend the row; a field that holds a comma or a line break needs quotes."
+            )
+        yield reader.line_num, row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -117,7 +143,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not readable as Parquet ({error}).") from error
+        raise ValueError(str(error)) from error
 
 
 def _hub_rows(name: str) -> Iterator[tuple[int, Row]]:
@@ -128,8 +154,9 @@ def _hub_rows(name: str) -> Iterator[tuple[int, Row]]:
     try:
         rows = datasets.load_dataset(dataset, split=split or "train")
     except Exception as error:  # the library raises a dozen types for "cannot be had"
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{name}: neither a .jsonl, .jsonl.gz, .parquet or .csv file nor a data set that could be loaded "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {reason}). Check the name."
         ) from error
     yield from enumerate((dict(row) for row in rows), start=1)

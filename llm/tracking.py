@@ -10,15 +10,33 @@ from llm.config import AlignConfig
 from llm.errors import UserError
 
 
+def check_tracker(name: str) -> None:
+    """Check that accelerate can use a tracker here.
+
+    Args:
+        name: Its name, or none.
+
+    Raises:
+        UserError: accelerate does not know the tracker, or its package is not installed.
+    """
+    if name == "none":
+        return
+    from accelerate.tracking import filter_trackers
+
+    try:
+        usable = filter_trackers(name, logging_dir=".")
+    except ValueError as error:
+        raise UserError(f"--tracker {name}: {error}. Use --tracker none to do without.") from error
+    if not usable:
+        raise UserError(f"--tracker {name}: its package is not installed. Install it, or use --tracker none.")
+
+
 class Tracker:
     """Sends numbers to the tracker that `--tracker` names.
 
     Args:
         config: The run's settings.
         folder: The run folder; files go below it.
-
-    Raises:
-        UserError: accelerate does not know the tracker, or its package is not installed.
     """
 
     def __init__(self, config: AlignConfig, folder: Path) -> None:
@@ -27,18 +45,17 @@ class Tracker:
             return
         from accelerate import Accelerator
 
-        try:
-            self._accelerator = Accelerator(log_with=config.tracker, project_dir=str(folder))
-            self._accelerator.init_trackers("tracker", config=asdict(config))
-        except (ValueError, ImportError) as error:
-            raise UserError(f"--tracker {config.tracker}: {error}. Use --tracker none to do without.") from error
-        if not self._accelerator.trackers:
-            raise UserError(
-                f"--tracker {config.tracker}: its package is not installed. Install it, or use --tracker none."
-            )
+        self._accelerator = Accelerator(log_with=config.tracker, project_dir=str(folder))
+        self._accelerator.init_trackers("tracker", config=asdict(config))
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Send the numbers of one event."""
+        """Send the numbers of one event.
+
+        Args:
+            event: Its name, which becomes the numbers' group.
+            step: Gradient steps done.
+            values: The event; what is no number is left out.
+        """
         if self._accelerator is not None:
             numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
             self._accelerator.log(numbers, step=step)

@@ -70,7 +70,7 @@ def train_step(
     for settings in optimizer.param_groups:
         settings["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
     optimizer.step()
-    return StepStats(*diagnostics, norm, optimizer.param_groups[0]["lr"])
+    return StepStats(*[*diagnostics, norm, optimizer.param_groups[0]["lr"]])
 
 
 def accumulate_gradient(
@@ -96,21 +96,19 @@ def accumulate_gradient(
     coefficients = brain_core.brain_coefficients(target, ratio)
     loss = -(coefficients.to(log_policy.device) * log_policy).sum() * weight
     loss.backward()
-    return group_diagnostics(target, ratio)
+    drift = brain_core.likelihood_drift(current, log_proposal)
+    return torch.stack([*weight_diagnostics(target, ratio), drift], -1)
 
 
-def group_diagnostics(target: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    """Return (B, 6): SNKL, ESS of target and policy, largest target weight, TV, mean likelihood drift."""
-    weights = brain_core.self_normalized_weights(target)
-    columns = (
+def weight_diagnostics(target: torch.Tensor, ratio: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what the weights of B groups look like, each (B,): SNKL, ESS of target and policy, largest weight, TV."""
+    return (
         brain_core.self_normalized_kl(target, ratio),
         brain_core.effective_sample_size(target),
         brain_core.effective_sample_size(ratio),
-        weights.max(-1).values,
+        brain_core.self_normalized_weights(target).max(-1).values,
         brain_core.total_variation(target, ratio),
-        ratio.mean(-1),
     )
-    return torch.stack(columns, -1)
 
 
 def _stacked(groups: Sequence[ScoredGroup], name: str) -> torch.Tensor:

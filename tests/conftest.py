@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
+
 from hypothesis import settings
 
 settings.register_profile("dev", max_examples=50, deadline=None)

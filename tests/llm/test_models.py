@@ -1,0 +1,102 @@
+"""Loading the policy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from letter_world import letter_config
+from llm.errors import UserError
+from llm.logprob import score
+from llm.models import load_policy, model_fingerprint
+from llm.records import Completion, Prompt
+
+PAIR = (Prompt("p", "abc", (3, 4, 5), None), Completion("p", 0, (6, 7, 2), "stop", "de"))
+
+
+def test_a_fresh_adapter_leaves_the_prior_as_it_is(in_letters: Path) -> None:
+    policy = load_policy(letter_config())
+    with policy.as_prior():
+        prior = score(policy, [PAIR], 1)
+    assert score(policy, [PAIR], 1) == prior
+
+
+def test_only_the_adapter_is_trainable_and_dropout_is_off(in_letters: Path) -> None:
+    policy = load_policy(letter_config())
+    trainable = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+    assert not any(module.training for module in policy.model.modules())
+
+
+def test_the_adapter_starts_from_the_seed(in_letters: Path) -> None:
+    first, again, other = (load_policy(letter_config(seed=seed)).adapter_state() for seed in (0, 0, 1))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_lora_targets_that_match_nothing_are_refused_with_the_modules_there_are(in_letters: Path) -> None:
+    with pytest.raises(UserError, match=r"--lora-targets nonsense: matches no module.*q_proj"):
+        load_policy(letter_config(lora_targets="nonsense"))
+
+
+def test_lora_targets_can_be_named(in_letters: Path) -> None:
+    policy = load_policy(letter_config(lora_targets="q_proj, v_proj"))
+    assert {name.split(".")[-2] for name in policy.adapter_state()} <= {"lora_A", "lora_B"}
+    assert {name.split(".")[-3] for name in policy.adapter_state()} == {"q_proj", "v_proj"}
+
+
+def test_a_missing_model_is_one_clear_paragraph(in_letters: Path) -> None:
+    with pytest.raises(UserError, match=r"--model nowhere: .*No such directory"):
+        load_policy(letter_config(model="nowhere"))
+
+
+def edited(source: Path, target: Path, file: str, **changes: object) -> Path:
+    """A copy of a model with some fields of one JSON file changed; None removes a field."""
+    shutil.copytree(source, target)
+    path = target / file
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return target
+
+
+def test_a_model_without_an_end_token_is_refused(in_letters: Path, tmp_path: Path) -> None:
+    model = edited(in_letters / "model", tmp_path / "m", "tokenizer_config.json", eos_token=None)
+    (model / "generation_config.json").unlink()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    with pytest.raises(UserError, match="end-of-sequence token"):
+        load_policy(letter_config(model=str(model)))
+
+
+def test_a_model_without_a_padding_token_works(in_letters: Path, tmp_path: Path) -> None:
+    model = edited(in_letters / "model", tmp_path / "m", "tokenizer_config.json", pad_token=None)
+    assert score(load_policy(letter_config(model=str(model))), [PAIR], 1) == score(
+        load_policy(letter_config()), [PAIR], 1
+    )
+
+
+def test_an_adapter_as_the_model_is_refused(in_letters: Path, tmp_path: Path) -> None:
+    load_policy(letter_config()).model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"adapter: is an adapter.*merge"):
+        load_policy(letter_config(model=str(tmp_path / "adapter")))
+
+
+def test_a_device_that_is_not_there_is_refused(in_letters: Path) -> None:
+    with pytest.raises(UserError, match="--device nonsense"):
+        load_policy(letter_config(device="nonsense"))
+
+
+def test_the_fingerprint_changes_with_the_weights_and_the_precision(in_letters: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(in_letters / "model", copied)
+    first = model_fingerprint("model", "float32", "none")
+    assert model_fingerprint(str(copied), "float32", "none") == first
+    assert model_fingerprint("model", "bfloat16", "none") != first
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert model_fingerprint(str(copied), "float32", "none") != first
