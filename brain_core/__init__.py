@@ -1,7 +1,8 @@
 """From log-ratios to score coefficients: the mathematics of BRAIn and its relatives, on arrays of any library.
 
 Every function is pure and takes numpy, torch, jax or any other arrays of the Python array API standard; the result is
-of the same library, dtype and device. The last axis is the group of G completions of one prompt.
+of the same library, dtype and device. The last axis is the group of G completions of one prompt. Inside `jax.jit` the
+values are unknown while tracing, so only types and shapes are checked there.
 """
 
 from brain_core._checks import SupportError

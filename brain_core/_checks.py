@@ -163,6 +163,6 @@ def per_group(xp: Namespace, name: str, value: Array | float, group: Array) -> A
 
 
 def refuse_overflow(xp: Namespace, name: str, log_value: Array) -> None:
-    """Raise OverflowError where exp(log_value) exceeds the largest finite number of its dtype."""
+    """Raise OverflowError where exp(log_value) reaches the largest finite number of its dtype."""
     limit = math.log(float(xp.finfo(log_value.dtype).max))
-    refuse(xp, log_value > limit, OverflowError, f"exp({name}) overflows {log_value.dtype}")
+    refuse(xp, log_value >= limit, OverflowError, f"exp({name}) overflows {log_value.dtype}")

@@ -124,7 +124,7 @@ def begin(this: Run) -> tuple[list[EvalRecord], TrainerState]:
     this.metrics.cut(state.metrics_bytes if state else 0)
     if state is not None:
         say(f"Going on at step {state.step} of {this.config.e * this.config.k}.")
-        return held_out_evaluation(this, "before", 0, stored=True), state
+        return _as_records(ShardFolder(this.folder / "eval").read("before"), this.prompts.test), state
     before = held_out_evaluation(this, "before", 0)
     _check_start(before)
     state = TrainerState(step=0, best={}, metrics_bytes=0)
@@ -211,14 +211,15 @@ def checkpoint(this: Run, state: TrainerState) -> TrainerState:
     return state
 
 
-def held_out_evaluation(this: Run, name: str, step: int, *, stored: bool = False) -> list[EvalRecord]:
-    """Evaluate the policy on the test prompts, or read the stored evaluation of the same name."""
-    shards = ShardFolder(this.folder / "eval")
-    if stored:
-        return _read_records(shards.read(name), this.prompts.test)
-    say(f"Evaluating on {len(this.prompts.test)} held-out prompts.")
-    records = evaluate(this.policy, this.prompts.test, this.reward, this.reference_rewards, this.config, "test")
-    shards.write(name, [record.as_row() for record in records])
+def held_out_evaluation(this: Run, name: str, step: int) -> list[EvalRecord]:
+    """Evaluate the policy on the test prompts, and log it; an evaluation that is in the run folder is read."""
+
+    def make() -> list[dict[str, Any]]:
+        say(f"Evaluating on {len(this.prompts.test)} held-out prompts.")
+        records = evaluate(this.policy, this.prompts.test, this.reward, this.reference_rewards, this.config, "test")
+        return [record.as_row() for record in records]
+
+    records = _as_records(ShardFolder(this.folder / "eval").once(name, make), this.prompts.test)
     values = {key: value["estimate"] for key, value in figures(records).items() if value}
     this.log("evaluation", step, when=name, **values)
     return records
@@ -229,9 +230,7 @@ def finish(
 ) -> dict[str, Any]:
     """Let the judge grade, write `summary.json` and the report, and print the table."""
     if this.judge is not None:
-        before, after = (judged(records, this.judge, this.config.judge) for records in (before, after))
-        for name, records in (("before", before), ("after", after)):
-            ShardFolder(this.folder / "eval").write(name, [record.as_row() for record in records])
+        before, after = _judged(this, "before", before), _judged(this, "after", after)
     summary = {
         "before": figures(before),
         "after": figures(after),
@@ -325,7 +324,16 @@ def _self_consistency(this: Run, group: ScoredGroup) -> float:
     return gap
 
 
-def _read_records(rows: list[dict[str, Any]], prompts: Sequence[Prompt]) -> list[EvalRecord]:
+def _judged(this: Run, name: str, records: list[EvalRecord]) -> list[EvalRecord]:
+    """Return an evaluation with the judge's grades, asked for once."""
+    assert this.judge is not None
+    judge, option = this.judge, this.config.judge
+    shards = ShardFolder(this.folder / "eval")
+    rows = shards.once(f"{name}-judged", lambda: [record.as_row() for record in judged(records, judge, option)])
+    return _as_records(rows, this.prompts.test)
+
+
+def _as_records(rows: list[dict[str, Any]], prompts: Sequence[Prompt]) -> list[EvalRecord]:
     """Read evaluation records back from their table."""
     return [EvalRecord.from_row(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
 

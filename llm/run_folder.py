@@ -15,6 +15,8 @@ from llm.errors import UserError
 from llm.store import disk_errors, read_json, write_json, write_text
 
 IDENTITY_FILE = "identity.json"
+BEFORE_CONFIG = {IDENTITY_FILE, f".{IDENTITY_FILE}.partial", ".config.yaml.partial"}
+"""What a run that was killed at its very start may leave; `config.yaml` comes last and makes it a run."""
 SCORER_VERSION = "1"
 """Raised whenever the meaning of cached tokens, log-probs or rewards changes."""
 
@@ -73,7 +75,7 @@ def check_free(folder: Path) -> None:
     """
     if (folder / "config.yaml").exists():
         raise UserError(f"--out {folder}: holds another run. Use --resume {folder} to go on with it, or another --out.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - BEFORE_CONFIG):
         raise UserError(f"--out {folder}: exists and is not an empty folder. Choose another --out.")
 
 

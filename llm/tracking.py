@@ -21,13 +21,11 @@ def check_tracker(name: str) -> None:
     """
     if name == "none":
         return
-    from accelerate.tracking import filter_trackers
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    try:
-        usable = filter_trackers(name, logging_dir=".")
-    except ValueError as error:
-        raise UserError(f"--tracker {name}: {error}. Use --tracker none to do without.") from error
-    if not usable:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UserError(f"--tracker {name}: no such tracker. There are: none, {', '.join(LOGGER_TYPE_TO_CLASS)}.")
+    if name not in map(str, get_available_trackers()):
         raise UserError(f"--tracker {name}: its package is not installed. Install it, or use --tracker none.")
 
 

@@ -90,7 +90,7 @@ def test_jax_gradient_of_an_objective_is_minus_the_coefficients(size, objective,
     jax = pytest.importorskip("jax", reason="jax is not installed (pip install 'brain-align[jax]')")
     jax.config.update("jax_enable_x64", True)
     target, policy = map(jax.numpy.asarray, pair(size, excluded))
-    found = jax.grad(lambda v: objective(target, v, **options).sum())(policy)
+    found = jax.jit(jax.grad(lambda v: objective(target, v, **options).sum()))(policy)
     np.testing.assert_allclose(found, -np.asarray(coefficients(target, policy, **options)), rtol=0, atol=1e-13)
 
 

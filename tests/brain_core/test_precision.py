@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import brain_core as bc
+from brain_core.logspace import excess_over_linear
 
 DIGITS = 80
 LOG = st.floats(-1e4, 1e4)
@@ -104,8 +105,8 @@ def test_naive_difference_of_softmaxes_fails_where_ours_does_not():
 def test_gdcpp_keeps_its_digits_where_target_and_policy_nearly_agree():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        log_normalizer = float(rng.uniform(-1e4, 1e4))
-        policy = rng.normal(size=6) * 5
+        log_normalizer = float(rng.uniform(-1, 1) * 10 ** rng.uniform(-1, 4))
+        policy = rng.normal(size=6) * 30
         target = policy + log_normalizer + rng.normal(size=6) * 1e-6
         found = bc.gdcpp_coefficients(target, policy, log_normalizer=log_normalizer)
         with mpmath.workdps(DIGITS):
@@ -114,6 +115,15 @@ def test_gdcpp_keeps_its_digits_where_target_and_policy_nearly_agree():
                 for x, y in zip(exact(target), exact(policy), strict=True)
             ]
         assert error(found, differences) < 1e-11
+
+
+def test_excess_over_linear_has_full_relative_precision():
+    """The terms of the divergence are target · (x + exp(−x) − 1); a series takes over where that cancels."""
+    magnitudes = np.concatenate([np.logspace(-12, 0, 200), np.linspace(0.04, 0.06, 50)])
+    values = np.concatenate([magnitudes, -magnitudes, [2.0, 50.0, 1e4]])
+    with mpmath.workdps(DIGITS):
+        expected = [float(x + mpmath.expm1(-x)) for x in exact(values)]
+    np.testing.assert_allclose(excess_over_linear(np, values), expected, rtol=1e-14)
 
 
 def test_importance_weighted_rloo_keeps_its_digits_where_one_completion_dominates():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llm.statistics import mean, proportion
 
 Z = 1.959963984540054

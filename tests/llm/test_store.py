@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llm.errors import UserError
 from llm.store import MetricsLog, ShardFolder, read_events, read_json, write_json, write_text, write_whole
 

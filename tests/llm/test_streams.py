@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llm.streams import stream, text_fingerprint, torch_seed
 
 ALPHA = 1e-3  # of each statistical test below; the seeds are fixed, so each passes always or never

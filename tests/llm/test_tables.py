@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from llm.errors import UserError
 from llm.tables import column, read_rows
 
@@ -135,9 +136,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_malformed_json_row_is_told_with_its_number(
-    line: bytes, expected: str, packed: bool, tmp_path: Path
-) -> None:
+def test_a_malformed_json_row_is_told_with_its_number(line: bytes, expected: str, packed: bool, tmp_path: Path) -> None:
     content = b'{"a": 1}\n{"a": 2}\n' + line + b'\n{"a": 4}\n'
     path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
     path.write_bytes(gzip.compress(content) if packed else content)

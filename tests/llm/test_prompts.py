@@ -1,0 +1,359 @@
+"""From rows to tokens: the three layouts, what does not fit, and how prompts are split."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import processors
+
+from letter_world import letter_tokenizer
+from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.prompts import PromptSets, encode_prompt, load_prompts, split_dialogue, with_references
+from llm.records import Prompt
+
+REAL = Path(os.environ.get("BRAIN_REAL_DATA", Path(__file__).parents[3] / "shared")) / "data"
+HH = REAL / "anthropic-hh" / "harmless-base.jsonl.gz"
+needs_real_data = pytest.mark.skipif(not HH.exists(), reason="needs the AnthropicHH sample; set BRAIN_REAL_DATA")
+
+BOS, EOS = 1, 2
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no role ' + m.role) }}"
+    "{% endif %}{{ m.role[0] }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}a{% endif %}"
+)
+
+
+def closing_tokenizer(template: str) -> Any:
+    """The letters' tokenizer with a beginning or an end around every text."""
+    tokenizer = letter_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
+    return tokenizer
+
+
+def chat_tokenizer() -> Any:
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def word(index: int) -> str:
+    """A different word for every index."""
+    return string.ascii_lowercase[index // 26] + string.ascii_lowercase[index % 26]
+
+
+def settings(prompts: str, **changes: Any) -> AlignConfig:
+    return AlignConfig(
+        prompts=prompts, **({"m": 2, "validation_count": 3, "test_count": 4, "max_new_tokens": 4} | changes)
+    )
+
+
+def load(prompts: str, *, context: int = 64, tokenizer: Any = None, **changes: Any) -> PromptSets:
+    return load_prompts(settings(prompts, **changes), tokenizer or letter_tokenizer(), context)
+
+
+def everything(sets: PromptSets) -> list[Prompt]:
+    return sets.train + sets.validation + sets.test
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "words.jsonl", [{"prompt": word(i), "reference": word(i + 1)} for i in range(20)])
+
+
+def test_every_row_becomes_one_prompt_with_its_reference(words: str) -> None:
+    prompts = {p.prompt_id: p for p in everything(load(words))}
+    assert set(prompts) == {f"train-{i}" for i in range(1, 21)}
+    for i in range(20):
+        prompt = prompts[f"train-{i + 1}"]
+        assert (prompt.text, prompt.reference) == (word(i), word(i + 1))
+        assert letter_tokenizer().decode(list(prompt.token_ids)) == word(i)
+
+
+def test_splits_have_the_sizes_asked_for_and_are_disjoint(words: str) -> None:
+    sets = load(words)
+    assert (len(sets.train), len(sets.validation), len(sets.test)) == (13, 3, 4)
+    assert len({p.prompt_id for p in everything(sets)}) == 20
+    assert sets.counts == {
+        "rows": 20,
+        "skipped_prompts": 0,
+        "truncated_prompts": 0,
+        "diverging_dialogues": 0,
+        "held_out_prompts_also_in_training": 0,
+    }
+
+
+def test_splits_derive_from_the_seed_and_not_from_the_path(words: str, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "other.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes(Path(words).read_bytes())
+    assert load(words) == load(str(copy))
+    assert load(words) != load(words, seed=1)
+    assert sorted(p.prompt_id for p in everything(load(words, seed=1))) == sorted(
+        p.prompt_id for p in everything(load(words))
+    )
+
+
+def test_the_test_prompts_do_not_depend_on_the_sizes_of_the_other_splits(words: str) -> None:
+    assert load(words).test == load(words, validation_count=7, m=5).test
+
+
+def test_held_out_prompts_of_their_own_leave_the_others_for_training(words: str, tmp_path: Path) -> None:
+    held_out = write_rows(tmp_path / "held_out.jsonl", [{"prompt": word(i)} for i in range(15, 25)])
+    sets = load(words, test_prompts=held_out)
+    assert {p.prompt_id.split("-")[0] for p in sets.test} == {"test"}
+    assert (len(sets.train), len(sets.validation), len(sets.test)) == (17, 3, 4)
+    assert sets.counts["rows"] == 30
+
+
+def test_held_out_prompts_that_are_training_prompts_too_are_counted(tmp_path: Path) -> None:
+    same = write_rows(tmp_path / "same.jsonl", [{"prompt": "a"}] * 20)
+    assert load(same).counts["held_out_prompts_also_in_training"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"m": 14}, "13 prompts remain for training, but --m asks for 14"),
+        ({"test_count": 21}, "--test-count asks for 21 prompts and only 20 are left"),
+        ({"validation_count": 17}, "--validation-count asks for 17 prompts and only 16 are left"),
+    ],
+)
+def test_too_few_prompts_are_refused(changes: dict[str, Any], expected: str, words: str) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        load(words, **changes)
+    assert words in str(caught.value)
+    assert load(words, m=13)
+
+
+def test_a_column_goes_by_the_name_that_the_user_gives(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"post": word(i), "summary": "x", "prompt": "no"} for i in range(9)])
+    sets = load(path, prompt_column="post", reference_column="summary")
+    assert {p.text for p in everything(sets)} == {word(i) for i in range(9)}
+    assert {p.reference for p in everything(sets)} == {"x"}
+
+
+def test_rows_without_a_reference_leave_it_open(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a"}] * 5 + [{"prompt": "a", "reference": None}] * 5)
+    assert {p.reference for p in everything(load(path))} == {None}
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "expected"),
+    [
+        ({"text": "a"}, {}, "column 'prompt' is missing or empty; the row has text"),
+        ({"prompt": 5}, {}, "column 'prompt' must be text or a list of chat messages.*found int"),
+        ({"prompt": []}, {}, "column 'prompt' must be text or a list of chat messages.*found list"),
+        ({"prompt": [{"role": "user"}]}, {}, "column 'prompt' must be text or a list of chat messages"),
+        ({"prompt": [{"role": "user", "content": None}]}, {}, "column 'prompt' must be text or a list"),
+        ({"prompt": ""}, {}, "the prompt is empty"),
+        ({"prompt": "a", "reference": 5}, {}, "column 'reference' must be text, found 5"),
+        ({"prompt": "a", "reference": " "}, {}, "column 'reference' must be text, found ' '"),
+        ({"prompt": "a"}, {"reference_column": "sumary"}, "column 'sumary' is missing"),
+        ({"prompt": "a"}, {"format": "anthropic-hh"}, "column 'chosen' is missing"),
+        ({"chosen": "a", "rejected": "b"}, {"format": "anthropic-hh"}, "column 'chosen' is no AnthropicHH dialogue"),
+        ({"chosen": 5, "rejected": "b"}, {"format": "anthropic-hh"}, "column 'chosen' is no AnthropicHH dialogue"),
+    ],
+)
+def test_a_row_that_is_no_prompt_is_told_by_file_row_and_column(
+    row: dict[str, Any], changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    fine = {
+        "prompt": "a",
+        "reference": "b",
+        "sumary": "b",
+        "chosen": "\n\nAssistant: a",
+        "rejected": "\n\nAssistant: b",
+    }
+    path = write_rows(tmp_path / "rows.jsonl", [fine, fine, row, fine])
+    with pytest.raises(UserError, match=f"rows.jsonl, row 3: {expected}"):
+        load(path, **changes)
+
+
+@pytest.fixture
+def long_words(tmp_path: Path) -> str:
+    """Twelve prompts; those of rows 3 and 8 have 10 tokens, the others 6."""
+    rows = [{"prompt": word(i) + ("abcdefgh" if i in (2, 7) else "abcd")} for i in range(12)]
+    return write_rows(tmp_path / "long.jsonl", rows)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_by_default(long_words: str) -> None:
+    with pytest.raises(UserError, match=r"long\.jsonl, row 3: the prompt has 10 tokens and only 9 fit"):
+        load(long_words, context=13)
+    assert len(everything(load(long_words, context=14))) == 12
+
+
+def test_prompts_that_leave_no_room_are_skipped_and_counted_on_demand(long_words: str) -> None:
+    sets = load(long_words, context=13, prompt_overflow="skip")
+    assert {p.prompt_id for p in everything(sets)} == {f"train-{i}" for i in range(1, 13)} - {"train-3", "train-8"}
+    assert (sets.counts["rows"], sets.counts["skipped_prompts"], sets.counts["truncated_prompts"]) == (12, 2, 0)
+
+
+def test_prompts_that_leave_no_room_lose_their_beginning_on_demand(long_words: str) -> None:
+    sets = load(long_words, context=13, prompt_overflow="truncate")
+    cut = {p.prompt_id: p.token_ids for p in everything(sets)}["train-3"]
+    assert letter_tokenizer().decode(list(cut)) == (word(2) + "abcdefgh")[-9:]
+    assert max(len(p.token_ids) for p in everything(sets)) == 9
+    assert (sets.counts["rows"], sets.counts["skipped_prompts"], sets.counts["truncated_prompts"]) == (12, 0, 2)
+
+
+def test_skipping_counts_towards_too_few(long_words: str) -> None:
+    with pytest.raises(UserError, match="only 0 are left"):
+        load(long_words, context=7, prompt_overflow="skip")
+
+
+@pytest.mark.parametrize("context", [1, 4])
+def test_completions_as_long_as_the_context_are_refused(context: int, words: str) -> None:
+    with pytest.raises(UserError, match="--max-new-tokens 4: leaves no room"):
+        load(words, context=context)
+
+
+@given(text=st.text("abc xyz", min_size=1, max_size=8))
+@pytest.mark.parametrize("template", ["$A", "<s> $A", "$A </s>", "<s> $A </s>"])
+def test_a_prompt_keeps_the_tokenizers_beginning_and_loses_its_end(template: str, text: str) -> None:
+    bare = letter_tokenizer()(text)["input_ids"]
+    expected = ([BOS] if "<s>" in template else []) + bare
+    assert list(encode_prompt(closing_tokenizer(template), text, source="here")) == expected
+
+
+@pytest.mark.parametrize("template", ["$A", "$A </s>", "<s> $A </s>"])
+def test_an_end_that_the_text_itself_writes_stays(template: str) -> None:
+    ids = encode_prompt(closing_tokenizer(template), "ab</s>", source="here")
+    assert ids[-2:] == (letter_tokenizer().convert_tokens_to_ids("b"), EOS)
+    assert ids.count(EOS) == 1
+
+
+def test_a_beginning_that_is_also_the_end_stays() -> None:
+    """As with GPT-2's tokenizer, where both are <|endoftext|>."""
+    tokenizer = closing_tokenizer("</s> $A")
+    assert encode_prompt(tokenizer, "ab", source="here")[0] == EOS
+    assert encode_prompt(tokenizer, "ab</s>", source="here").count(EOS) == 2
+
+
+@pytest.mark.parametrize("template", ["$A", "$A </s>"])
+def test_an_empty_prompt_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match=r"--prompt: the prompt is empty"):
+        encode_prompt(closing_tokenizer(template), "", source="--prompt")
+
+
+def test_chat_messages_go_through_the_models_template_up_to_the_assistants_turn() -> None:
+    tokenizer = chat_tokenizer()
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "hi"}], source="here")
+    assert tokenizer.decode(list(ids)) == "u hi a"
+
+
+def test_chat_messages_come_with_their_rows(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yo"},
+        {"role": "user", "content": "x"},
+    ]
+    path = write_rows(tmp_path / "chat.jsonl", [{"prompt": messages}] * 9)
+    prompt = load(path, tokenizer=chat_tokenizer()).test[0]
+    assert prompt.text == messages
+    assert letter_tokenizer().decode(list(prompt.token_ids)) == "u hi a yo u x a"
+
+
+def test_chat_messages_without_a_template_are_refused() -> None:
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 2: .*no chat template"):
+        encode_prompt(letter_tokenizer(), [{"role": "user", "content": "hi"}], source="rows.jsonl, row 2")
+
+
+def test_chat_messages_that_the_template_refuses_are_told_with_its_reason() -> None:
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 2: .*refuses these messages \(no role system\)"):
+        encode_prompt(chat_tokenizer(), [{"role": "system", "content": "hi"}], source="rows.jsonl, row 2")
+
+
+def test_a_dialogue_is_split_at_the_last_assistant_turn_of_the_chosen_one() -> None:
+    head = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: bye\n\nAssistant:"
+    assert split_dialogue(head + " yes", head + " no") == (head, " yes", False)
+
+
+@pytest.mark.parametrize("rejected", ["\n\nHuman: b\n\nAssistant: no", "\n\nHuman: a", ""])
+def test_a_dialogue_whose_rejected_half_parts_earlier_is_marked(rejected: str) -> None:
+    assert split_dialogue("\n\nHuman: a\n\nAssistant: yes", rejected) == ("\n\nHuman: a\n\nAssistant:", " yes", True)
+
+
+def test_a_rejected_dialogue_that_goes_on_longer_does_not_diverge() -> None:
+    head = "\n\nHuman: a\n\nAssistant:"
+    assert not split_dialogue(head + " yes", head + " no\n\nHuman: b\n\nAssistant: c")[2]
+
+
+def test_references_are_filled_in_by_prompt_id(words: str) -> None:
+    prompts = load(words).test
+    filled = with_references(prompts, {p.prompt_id: p.prompt_id + "!" for p in prompts})
+    assert [p.reference for p in filled] == [p.prompt_id + "!" for p in prompts]
+    assert [p.token_ids for p in filled] == [p.token_ids for p in prompts]
+
+
+def real_rows() -> list[dict[str, str]]:
+    with gzip.open(HH, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def turns(dialogue: str) -> list[str]:
+    """The speakers and their turns, alternating."""
+    return re.split(r"(\n\n(?:Human|Assistant):)", dialogue)
+
+
+def turns_diverge(row: dict[str, str]) -> bool:
+    """Whether anything before the chosen one's last answer differs, turn by turn."""
+    chosen, rejected = turns(row["chosen"]), turns(row["rejected"])
+    last = max(i for i, part in enumerate(chosen) if part == "\n\nAssistant:")
+    return chosen[: last + 1] != rejected[: last + 1]
+
+
+@needs_real_data
+def test_every_real_dialogue_splits_into_prompt_and_answer_without_loss() -> None:
+    rows = real_rows()
+    assert len(rows) == 1800
+    for row in rows:
+        prompt, answer, _ = split_dialogue(row["chosen"], row["rejected"])
+        assert prompt + answer == row["chosen"]
+        assert prompt.startswith("\n\nHuman:")
+        assert prompt.endswith("\n\nAssistant:")
+        assert "\n\nAssistant:" not in answer
+
+
+class WordTokenizer:
+    """Numbers words as they come; a fast stand-in for a tokenizer of real text."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [self.known.setdefault(w, 1 + len(self.known)) for w in re.findall(r"\s*\S+", text)]}
+
+
+@needs_real_data
+def test_real_dialogues_load_and_the_diverging_and_repeated_ones_are_counted() -> None:
+    """Two of the 1,800 pairs part before the last answer, and two prompts come twice."""
+    rows = real_rows()
+    sets = load(str(HH), context=5000, format="anthropic-hh", tokenizer=WordTokenizer())
+    assert sets.counts["diverging_dialogues"] == sum(map(turns_diverge, rows)) == 2
+    assert sets.counts["rows"] == len(everything(sets)) == 1800
+    repeated = [n for n in Counter(p.token_ids for p in everything(sets)).values() if n > 1]
+    assert repeated == [2, 2]
+    by_id = {p.prompt_id: p for p in everything(sets)}
+    for number, row in enumerate(rows, start=1):
+        prompt = by_id[f"train-{number}"]
+        assert prompt.text + prompt.reference == row["chosen"]
