@@ -166,6 +166,7 @@ def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks for it
+            warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # peft sets it right for GPT-2
             model = peft.get_peft_model(base, settings)
     except ValueError as error:
         raise UserError(

@@ -109,10 +109,14 @@ def test_every_command_shows_its_help(module: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("module", ["llm.report", "llm.sample"])
-def test_a_folder_that_is_no_run_ends_a_real_process_with_status_2(module: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def test_a_folder_that_is_no_run_is_refused(module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry_point(importlib.import_module(module).main, [str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: ")
+
+
+def test_a_real_process_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llm.report", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}: ")
     assert done.stderr.count("\n") == 1

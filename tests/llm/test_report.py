@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -35,6 +35,7 @@ NASTY = {
     "empty": "",
     "not ASCII": "naïve 😀 العربية \u202e reversed",
 }
+DRAWN, DRAW_CURVES = report._drawn, report.draw_curves
 VOID = {"meta", "img", "br"}
 
 
@@ -84,6 +85,19 @@ def make_run(folder: Path, texts: list[str], *, logged: list[dict[str, Any]] | N
     return folder
 
 
+@functools.cache
+def drawing(suffix: str) -> bytes:
+    """The curves of `events()`."""
+    return DRAWN(DRAW_CURVES(events()), suffix)
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the curves of `events()` once for all tests that are about something else."""
+    monkeypatch.setattr(report, "_drawn", lambda figure, suffix: drawing(suffix))
+    monkeypatch.setattr(report, "draw_curves", lambda events: None)
+
+
 class Page(HTMLParser):
     """The elements and attributes of a page, and what stands in its cells and preformatted blocks."""
 
@@ -126,6 +140,7 @@ def normal(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("kind", NASTY)
 def test_what_was_written_by_others_is_text_in_the_page(kind: str, tmp_path: Path) -> None:
     plain = page(make_run(tmp_path / "plain", ["harmless", "harmless"]))
@@ -138,6 +153,7 @@ def test_what_was_written_by_others_is_text_in_the_page(kind: str, tmp_path: Pat
     assert not any(name.startswith("on") for name in nasty.attributes)
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_settings_and_versions_are_text_in_the_page(tmp_path: Path) -> None:
     cells = page(make_run(tmp_path, ["a"])).cells
     assert "model: <script>alert(2)</script>\nreward: '{{ 1 }}'\n" in cells
@@ -159,18 +175,20 @@ def outside_code(markdown: str) -> list[str]:
     return [line for line in re.split(r"\r\n|\n|\r", markdown) if line.strip() and not line.startswith("    ")]
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("kind", NASTY)
 def test_what_was_written_by_others_stays_in_its_code_block(kind: str, tmp_path: Path) -> None:
     texts = {"plain": "harmless", "nasty": NASTY[kind]}
     markdown = {}
     for name, text in texts.items():
         report.write(make_run(tmp_path / name, [text, "harmless"]))
-        markdown[name] = (tmp_path / name / "report.md").read_text(encoding="utf-8", newline="")
+        markdown[name] = (tmp_path / name / "report.md").read_bytes().decode()
     assert outside_code(markdown["nasty"]) == outside_code(markdown["plain"])
     shown = "\n".join(NASTY[kind].splitlines()).strip("\n")
     assert sum(block.rstrip() == shown.rstrip() for block in code_blocks(markdown["nasty"])) >= 4 or not shown.strip()
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_half_a_surrogate_pair_is_shown_as_its_escape(tmp_path: Path) -> None:
     """A model's name may hold one: a path that is no UTF-8 comes to Python so."""
     folder = make_run(tmp_path, ["a"])
@@ -196,6 +214,7 @@ def test_two_calls_give_identical_files(tmp_path: Path) -> None:
     assert all(first)
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_the_report_changes_nothing_else(tmp_path: Path) -> None:
     folder = make_run(tmp_path, ["a"])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -219,11 +238,13 @@ def test_figures_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
     assert not any("judge" in name for name in names)
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_a_single_prompt_has_figures_without_an_interval(tmp_path: Path) -> None:
     cells = page(make_run(tmp_path, ["a"])).cells
     assert "0.00 [one value, no interval]" in cells
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_a_report_says_how_many_of_the_samples_it_shows(tmp_path: Path) -> None:
     folder = make_run(tmp_path, [f"text {i}" for i in range(20)])
     report.write(folder)
@@ -262,9 +283,8 @@ def test_the_curves_are_readable_in_grey() -> None:
 @pytest.mark.parametrize("missing", ["validation", "step", "both"])
 def test_curves_without_data_are_drawn_and_say_so(missing: str, tmp_path: Path) -> None:
     logged = [e for e in events() if e["event"] != missing and missing != "both"]
-    empty = [
-        axes for axes in report.draw_curves(logged).axes if "nothing recorded" in {t.get_text() for t in axes.texts}
-    ]
+    panels = report.draw_curves(logged).axes
+    empty = [axes for axes in panels if [text.get_text() for text in axes.texts] == ["nothing recorded"]]
     assert len(empty) == {"validation": 4, "step": 2, "both": 6}[missing]
     report.write(make_run(tmp_path, ["a"], logged=logged))
     assert (tmp_path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -316,7 +336,3 @@ def test_the_command_ends_with_status_2_on_a_wrong_command_line(arguments: list[
     with pytest.raises(SystemExit) as caught:
         entry_point(report.main, arguments)
     assert caught.value.code == 2
-
-
-def test_the_records_of_this_test_are_whole() -> None:
-    assert all(f.name in EvalRecord.__dataclass_fields__ for f in dataclasses.fields(records(["a"])[0]))
