@@ -252,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
     config = command.settings
     if command.resume:
         config = stored_config(Path(command.resume))
-        changed = [name for name in changed_settings(arguments, config) if name != "out"]
+        changed = changed_settings(arguments, config)
         if changed:
             raise UserError(
                 f"--resume {command.resume}: a run goes on with its own settings, and the command line changes "

@@ -41,8 +41,8 @@ def make_log_goodness(config: AlignConfig) -> LogGoodness:
 
 def draw_batch(buffer: Sequence[ScoredGroup], config: AlignConfig, step: int) -> list[ScoredGroup]:
     """Draw the groups of a gradient step from all collected so far (line 14), without replacement."""
-    size = min(config.batch, len(buffer))
-    return [buffer[i] for i in stream(config.seed, "batch", step).choice(len(buffer), size, replace=False)]
+    chosen = stream(config.seed, "batch", step).choice(len(buffer), config.batch, replace=False)
+    return [buffer[i] for i in chosen]
 
 
 def train_step(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from llm.errors import UserError
-from llm.tiny.world import FACT_SENTENCES, RAMBLES, SLOTS, Slot
+from llm.tiny.world import FACT_SENTENCES, MAX_RAMBLES, RAMBLES, SLOTS, Slot
 
 RIGHT, VAGUE, WRONG, RAMBLE = 1.0, 0.0, -1.0, -0.5
 UNREADABLE = WRONG * len(SLOTS)
@@ -93,4 +93,4 @@ def _statement(frames: tuple[str, ...]) -> re.Pattern[str]:
 
 _STATEMENTS = [_statement(frames) for frames in FACT_SENTENCES]
 _RAMBLE = re.compile("|".join(map(re.escape, RAMBLES)))
-_SUMMARY = re.compile("".join(map(_said, SLOTS)) + f"(?P<rambles>(?:{_RAMBLE.pattern})*)")
+_SUMMARY = re.compile("".join(map(_said, SLOTS)) + f"(?P<rambles>(?:{_RAMBLE.pattern}){{0,{MAX_RAMBLES}}})")

@@ -1,11 +1,19 @@
 """A small world in the spirit of TL;DR: posts with five facts among chatter, and one-sentence summaries of them.
 
     POST: I did not sleep well. It was in Lisbon. My friend Anna lost the guitar. It happened on Monday. What now?
-    TL;DR: Anna lost the guitar in Lisbon on Monday
+    TL;DR: Anna lost the guitar in Oslo sometime, long story
 
-The writer of all summaries is imperfect on purpose. Each fact comes out right, vague ("somewhere") or wrong (another
-city), independently of the others, and some summaries ramble on. Reference summaries and the data that the prior learns
-from are by this one writer.
+The writer of all summaries is imperfect on purpose. Each fact comes out right, vague ("sometime") or wrong ("Oslo"),
+independently of the others, and some summaries ramble on. The references and the summaries that the prior learns from
+are by this one writer.
+
+The prior also reads proofs: another writer's summaries in which a proofreader put the right word behind each wrong one.
+
+    PROOF: Anna found lost the guitar in Oslo Lisbon on Monday
+
+To predict a proof, a model must know at each word both what the post says and whether the word agrees with it. That is
+what a reward model of this prior needs, and what two or three small layers do not find out in minutes from preferences
+alone.
 """
 
 from __future__ import annotations
@@ -64,13 +72,13 @@ RAMBLES = (", sorry again", ", long story", ", you know", ", and so on")
 MAX_RAMBLES = 3
 
 POST_START = "POST:"
-POST_END = "\nTL;DR:"
+POST_END, PROOF_END = "\nTL;DR:", "\nPROOF:"
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 
 
 @dataclass(frozen=True)
 class Writer:
-    """How often the writer is right, vague or wrong about a fact, and how often a summary rambles on.
+    """How often a writer is right, vague or wrong about a fact, and how often a summary rambles on.
 
     Args:
         right: probability that a fact is stated as it is.
@@ -88,22 +96,38 @@ def draw_facts(rng: random.Random) -> dict[str, str]:
     return {slot.kind: rng.choice(slot.values) for slot in SLOTS}
 
 
-def write_post(facts: dict[str, str], rng: random.Random) -> str:
-    """Write a post that states the facts in random order among two or three sentences of chatter."""
+def write_post(facts: dict[str, str], rng: random.Random, *, end: str = POST_END) -> str:
+    """Write a post that states the facts in random order among two or three sentences of chatter.
+
+    Args:
+        facts: a value for each kind.
+        rng: the source of chance.
+        end: what stands before the summary.
+    """
     sentences = [rng.choice(frames).format(**facts) for frames in FACT_SENTENCES]
     sentences += rng.sample(CHATTER, rng.randint(2, 3))
     rng.shuffle(sentences)
-    return " ".join([POST_START, *sentences]) + POST_END
+    return " ".join([POST_START, *sentences]) + end
 
 
-def write_summary(facts: dict[str, str], rng: random.Random, writer: Writer) -> str:
-    """Write a summary that begins with a space and is right, vague or wrong about each fact."""
-    rambles = 0
-    said = "".join(_say(slot, facts[slot.kind], rng, writer) for slot in SLOTS)
-    while rambles < MAX_RAMBLES and rng.random() < writer.ramble:
-        said += rng.choice(RAMBLES)
-        rambles += 1
-    return said
+def write_summary(facts: dict[str, str], rng: random.Random, writer: Writer) -> list[str]:
+    """Write a summary that is right, vague or wrong about each fact.
+
+    Returns:
+        its parts: one for each slot and one with the rambles, which may be empty; joined, they begin with a space.
+    """
+    parts = [_say(slot, facts[slot.kind], rng, writer) for slot in SLOTS]
+    rambles: list[str] = []
+    while len(rambles) < MAX_RAMBLES and rng.random() < writer.ramble:
+        rambles.append(rng.choice(RAMBLES))
+    return [*parts, "".join(rambles)]
+
+
+def proofread(parts: list[str], facts: dict[str, str]) -> list[str]:
+    """Put the right word behind each wrong one."""
+    fine = [(slot.phrase.format(facts[slot.kind]), slot.vague) for slot in SLOTS]
+    said = zip(SLOTS, parts, fine, strict=False)
+    return [part if part in good else f"{part} {facts[slot.kind]}" for slot, part, good in said] + parts[len(SLOTS) :]
 
 
 def _say(slot: Slot, value: str, rng: random.Random, writer: Writer) -> str:
@@ -143,7 +167,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def _all_texts() -> list[str]:
     """Texts that together contain every word of the world, with and without the space before it where it has both."""
-    texts = [POST_START, POST_END, *RAMBLES, *(slot.vague for slot in SLOTS), *(f" {sentence}" for sentence in CHATTER)]
+    texts = [POST_START, POST_END, PROOF_END, *RAMBLES, *(slot.vague for slot in SLOTS), *(f" {sentence}" for sentence in CHATTER)]
     for index in range(max(len(slot.values) for slot in SLOTS)):
         facts = {slot.kind: slot.values[index % len(slot.values)] for slot in SLOTS}
         texts += [slot.phrase.format(facts[slot.kind]) for slot in SLOTS]
