@@ -42,6 +42,7 @@ FROM_ZERO = ("reward_model_win_rate", "snkl", "ess_target", "completion_length")
 PARTS = ("summary.json", "config.yaml", "metrics.jsonl")
 SAMPLES_SHOWN = 12
 SAMPLES_PRINTED = 3
+LINE_PRINTED = 300
 
 
 def write(folder: Path) -> None:
@@ -183,8 +184,14 @@ def _template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["fenced"] = _fenced
-    environment.filters["one_line"] = lambda text: printable(" ".join(str(text).split()))
+    environment.filters["one_line"] = _one_line
     return environment.get_template(name)
+
+
+def _one_line(text: str) -> str:
+    """Text on one line of a terminal; of a long one the end, which is nearest to the completion."""
+    line = printable(" ".join(str(text).split()))
+    return line if len(line) <= LINE_PRINTED else "… " + line[-LINE_PRINTED:]
 
 
 def _fenced(text: str) -> str:

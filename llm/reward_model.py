@@ -8,11 +8,11 @@ is the probability that a completion is good (eq. 15).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from scipy.stats import binomtest
 from tqdm import tqdm
 
+from llm.console import entry_point
 from llm.errors import UserError
-from llm.rewards import check_length, context_length, load_classifier, reward_input, score
+from llm.models import resolve_device
+from llm.rewards import (
+    check_length,
+    context_length,
+    is_chat,
+    load_classifier,
+    quiet_transformers,
+    reward_input,
+    score,
+)
+from llm.statistics import proportion
+from llm.store import write_json
 from llm.tables import column, read_rows
 
 REPORT = "report.json"
@@ -56,12 +67,14 @@ class RewardModelConfig:
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+    adam_beta2: float = 0.98
+    """AdamW's second moment decay."""
     max_grad_norm: float = 1.0
     """The gradient is clipped to this L2 norm."""
     held_out: float = 0.1
     """Share of the rows, drawn by the seed, that is kept out of training for the report."""
-    device: str = "cpu"
-    """Where to train, such as cpu or cuda:0."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda, cuda:1, …"""
     seed: int = 0
     """Seed of the held-out split, the fresh output layer and the order of the rows."""
 
@@ -96,15 +109,15 @@ def train_reward_model(config: RewardModelConfig) -> dict[str, Any]:
         torch.manual_seed(config.seed)
         model, tokenizer = load_classifier(config.model, fresh_output=True)
     training, held_out = _split(_read_examples(config, tokenizer, context_length(model, tokenizer)), config)
-    model.to(config.device)
+    model.to(resolve_device(config.device))
     _fit(model, training, config)
     model.eval()
-    report = {"settings": dataclasses.asdict(config), "training_rows": len(training)}
+    report = {"settings": _recorded(config), "training_rows": len(training)}
     report |= held_out_report(_margins(model, held_out, config.batch))
-    out = Path(config.out)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with quiet_transformers():
+        model.save_pretrained(config.out)
+        tokenizer.save_pretrained(config.out)
+    write_json(Path(config.out) / REPORT, report)
     return report
 
 
@@ -115,19 +128,17 @@ def held_out_report(margins: np.ndarray) -> dict[str, Any]:
         margins: (N,) logits of the right answer: r(chosen) - r(rejected), or r for label 1 and -r for label 0.
 
     Returns:
-        held_out_rows; accuracy with its 95 % Wilson interval (an exact tie counts as wrong); log_loss in nats;
+        accuracy with its 95 % Wilson interval and the number of rows (an exact tie counts as wrong); log_loss in nats;
         expected_calibration_error, the mean gap between confidence and accuracy; and reliability, a list of bins of
         equal width in confidence, each with rows, confidence and accuracy.
     """
     right = margins > 0
     # sigmoid(|m|) and log(1 + exp(-m)), written so that neither overflows
     confidence = 1.0 / (1.0 + np.exp(-np.abs(margins)))
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     reliability = _reliability(confidence, right)
     gaps = [entry["rows"] * abs(entry["confidence"] - entry["accuracy"]) for entry in reliability]
     return {
-        "held_out_rows": len(margins),
-        "accuracy": {"estimate": float(right.mean()), "low": float(interval.low), "high": float(interval.high)},
+        "accuracy": proportion(right),
         "log_loss": float(np.logaddexp(0.0, -margins).mean()),
         "expected_calibration_error": float(sum(gaps) / len(margins)),
         "reliability": reliability,
@@ -147,6 +158,16 @@ def _reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, An
     ]
 
 
+def _recorded(config: RewardModelConfig) -> dict[str, Any]:
+    """The settings for the report, with paths as seen from its folder, so that the folder can be moved along."""
+    settings = dataclasses.asdict(config)
+    for name in ("model", "data"):
+        if os.path.exists(settings[name]):
+            settings[name] = os.path.relpath(settings[name], config.out)
+    del settings["out"]
+    return settings
+
+
 def _check(config: RewardModelConfig) -> None:
     """Refuse settings that cannot work."""
     out = Path(config.out)
@@ -159,6 +180,8 @@ def _check(config: RewardModelConfig) -> None:
         raise UserError(f"--held-out {config.held_out}: must lie between 0 and 1, both excluded.")
     if not 0 <= config.warmup <= 1:
         raise UserError(f"--warmup {config.warmup}: must lie between 0 and 1.")
+    if not 0 <= config.adam_beta2 < 1:
+        raise UserError(f"--adam-beta2 {config.adam_beta2}: must lie in [0, 1).")
     if config.weight_decay < 0 or not math.isfinite(config.weight_decay):
         raise UserError(f"--weight-decay {config.weight_decay}: must be finite and not negative.")
 
@@ -188,6 +211,8 @@ def _tokens(row: dict[str, Any], name: str, data: str, number: int, tokenizer: A
     """The prompt of a row with one of its completions."""
     where = f"{data}, row {number}"
     prompt = column(row, "prompt", source=data, number=number)
+    if not (isinstance(prompt, str) or is_chat(prompt)):
+        raise UserError(f"{where}: prompt must be text or a list of chat messages with role and content.")
     completion = column(row, name, source=data, number=number)
     if not isinstance(completion, str):
         raise UserError(f"{where}: {name} is of type {type(completion).__name__}; it must be text.")
@@ -210,16 +235,23 @@ def _split(examples: list[Example], config: RewardModelConfig) -> tuple[list[Exa
 def _fit(model: Any, examples: list[Example], config: RewardModelConfig) -> None:
     """Train the model in place; dropout is as the model's configuration has it."""
     batches = list(_batches(examples, config))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        weight_decay=config.weight_decay,
+    )
     warmup = max(round(config.warmup * len(batches)), 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, len(batches)))
     model.train()
-    progress = tqdm(batches, desc="reward model", file=sys.stderr)
+    progress = tqdm(batches, desc="reward model", file=sys.stderr, mininterval=0.5)
     for batch in progress:
         loss = -torch.nn.functional.logsigmoid(_margin(model, batch)).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise UserError("the training diverged: its gradient is not finite. Use a smaller --learning-rate.")
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
@@ -256,15 +288,10 @@ def _margins(model: Any, examples: list[Example], batch: int) -> np.ndarray:
     return torch.cat(parts).double().cpu().numpy()
 
 
-def main() -> None:
-    """Run the command line; a mistake that the user can mend ends with status 2 and one paragraph."""
-    config = tyro.cli(RewardModelConfig, prog="python -m llm.reward_model")
-    try:
-        report = train_reward_model(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(report_text(report, config.out))
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    config = tyro.cli(RewardModelConfig, args=list(arguments), prog="python -m llm.reward_model")
+    print(report_text(train_reward_model(config), config.out))
 
 
 def report_text(report: dict[str, Any], out: str) -> str:
@@ -272,7 +299,7 @@ def report_text(report: dict[str, Any], out: str) -> str:
     accuracy = report["accuracy"]
     lines = [
         f"held-out accuracy  {accuracy['estimate']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}] "
-        f"on {report['held_out_rows']} rows",
+        f"on {accuracy['n']} rows",
         f"log-loss           {report['log_loss']:.3f} nats (a coin: {math.log(2):.3f})",
         f"calibration error  {report['expected_calibration_error']:.3f}",
         "confidence  accuracy  rows",
@@ -282,4 +309,4 @@ def report_text(report: dict[str, Any], out: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(entry_point(main))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import jinja2
 import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -72,8 +74,11 @@ class FunctionReward:
             values = self._function(list(prompts), list(completions))
         except UserError:
             raise
-        except Exception as error:
-            raise UserError(f"reward {self.name} failed with {type(error).__name__}: {error}.") from error
+        except Exception as error:  # whatever the user's function does
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"reward {self.name} failed with {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
+            ) from error
         return checked_rewards(values, len(completions), self.name)
 
     def fingerprint(self) -> str:
@@ -128,7 +133,8 @@ class ModelReward:
         digest = hashlib.sha256()
         for path in sorted(file for file in folder.iterdir() if file.is_file()):
             digest.update(path.name.encode() + b"\0")
-            digest.update(path.read_bytes())
+            with open(path, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
 
 
@@ -151,7 +157,7 @@ def checked_rewards(values: Any, count: int, name: str) -> np.ndarray:
         raise UserError(f"reward {name} returned {type(values).__name__}; it must return a list of numbers.") from None
     if len(rewards) != count:
         raise UserError(
-            f"reward {name} returned {len(rewards)} rewards for {count} completions; it must return one each."
+            f"reward {name} returned {len(rewards)} values for {count} completions; it must return one each."
         )
     checked = [_checked_reward(value, row, name) for row, value in enumerate(rewards)]
     return np.asarray(checked, dtype=np.float64)
@@ -159,13 +165,12 @@ def checked_rewards(values: Any, count: int, name: str) -> np.ndarray:
 
 def _checked_reward(value: Any, row: int, name: str) -> float:
     """One reward as a finite float."""
-    try:
-        number = float("x") if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"reward {name}, row {row}: returned {value!r}, which is not a number.") from None
-    if not np.isfinite(number):
-        raise UserError(f"reward {name}, row {row}: returned {number}; every reward must be finite.")
-    return number
+    array = np.asarray(value.float() if isinstance(value, torch.Tensor) else value)
+    if array.ndim or array.dtype.kind not in "biuf":
+        raise UserError(f"reward {name}, row {row}: returned {value!r}, which is not a number.")
+    if not np.isfinite(array):
+        raise UserError(f"reward {name}, row {row}: returned {float(array)}; every reward must be finite.")
+    return float(array)
 
 
 def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]:
@@ -184,14 +189,14 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
     """
     options = {"num_labels": 1} if fresh_output else {}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, **options
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be loaded as a sequence-classification model with one output ({error})."
+            f"{path}: cannot be loaded as a sequence-classification model with one output ({_first_line(error)})."
         ) from error
     if report["missing_keys"] and not fresh_output:
         raise UserError(
@@ -202,6 +207,11 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
         raise UserError(f"{path}: has {model.config.num_labels} outputs; a reward model has one (num_labels 1).")
     _agree_on_padding(path, model, tokenizer)
     return model, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    """What a library's long message begins with."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _agree_on_padding(path: str, model: Any, tokenizer: Any) -> None:
@@ -241,7 +251,20 @@ def _chat_text(tokenizer: Any, messages: list[dict[str, str]], completion: str, 
     """The chat with the completion as the assistant's answer, as text."""
     if tokenizer.chat_template is None:
         raise UserError(f"{where}: the prompt is a chat, but the reward model's tokenizer has no chat template.")
-    return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": completion}], tokenize=False)
+    try:
+        return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": completion}], tokenize=False)
+    except jinja2.TemplateError as error:
+        raise UserError(f"{where}: the reward model's chat template refuses this prompt ({error}).") from error
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a value is a list of chat messages, each with a role and a text."""
+    return isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
+
+
+def _is_message(message: Any) -> bool:
+    """Whether a value is a chat message."""
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
 def context_length(model: Any, tokenizer: Any) -> int:
@@ -258,8 +281,8 @@ def check_length(ids: list[int], limit: int, *, where: str) -> None:
     """
     if len(ids) > limit:
         raise UserError(
-            f"{where}: prompt and completion are {len(ids)} tokens long, more than the reward model's context of {limit}. "
-            "Use shorter prompts or completions, or a reward model with a longer context."
+            f"{where}: prompt and completion are {len(ids)} tokens long, more than the reward model's context of "
+            f"{limit}. Use shorter prompts or completions, or a reward model with a longer context."
         )
 
 
@@ -281,8 +304,8 @@ def score(model: Any, rows: list[list[int]]) -> torch.Tensor:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers from reporting a fresh output layer, which is either wanted or refused here."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from reporting a fresh output layer, which is wanted or refused here, and from its bars."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from llm import reward_model, rewards
 from llm.reward_model import RewardModelConfig, train_reward_model
 from llm.tiny import judge, world
 from llm.tiny.judge import grade_one
-from llm.tiny.world import Writer, build_tokenizer, draw_facts, write_post, write_summary
+from llm.tiny.world import PROOF_END, Writer, build_tokenizer, draw_facts, proofread, write_post, write_summary
+
+WRITER = Writer()
+PROOF_WRITER = Writer(right=0.4, vague=0.2)
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,26 @@ class WorldSettings:
     """Everything that shapes the small world; another value gets another folder of the cache."""
 
     seed: int = 0
-    writer: Writer = Writer()
+    writer: Writer = WRITER
+    """Who writes the references, the prior's summaries and the summaries that are compared."""
+    proof_writer: Writer = PROOF_WRITER
+    """Who writes what is proofread; as often wrong as right, from which most is learned."""
     sharpness: float = 2.0
     """The labeller prefers the better of two summaries with probability sigmoid(sharpness * difference of grades)."""
     prompts: int = 1200
     """Posts with a reference summary, for alignment, validation and test."""
-    prior_posts: int = 25600
-    """Posts with a summary that the prior learns from, each seen once."""
-    prior_batch: int = 32
-    prior_learning_rate: float = 6e-3
-    pairs: int = 16000
-    """Posts with two summaries and a preference."""
-    reward_batch: int = 32
-    reward_learning_rate: float = 3e-3
-    hidden_size: int = 96
-    layers: int = 2
+    prior_pages: int = 19200
+    """What the prior learns from, each seen once: one half posts with summaries, the other posts with proofs."""
+    prior_batch: int = 16
+    prior_learning_rate: float = 4e-3
+    pairs: int = 20000
+    """Posts with two summaries and a preference; in one half of them the two differ in one part only."""
+    reward_batch: int = 8
+    reward_learning_rate: float = 1e-3
+    hidden_size: int = 64
+    layers: int = 3
     heads: int = 4
-    context: int = 128
+    context: int = 96
 
 
 def prepare(settings: WorldSettings | None = None) -> dict[str, str]:
@@ -105,20 +112,34 @@ def _build(settings: WorldSettings, folder: Path) -> None:
     folder.mkdir()
     _write_rows(folder / "prompts.jsonl", _prompt_rows(settings))
     _write_rows(folder / "preferences.jsonl", _preference_rows(settings))
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+    with _one_thread():
         _train_prior(settings, folder / "model")
-    train_reward_model(
-        RewardModelConfig(
-            model=str(folder / "model"),
-            data=str(folder / "preferences.jsonl"),
-            out=str(folder / "reward_model"),
-            batch=settings.reward_batch,
-            learning_rate=settings.reward_learning_rate,
-            held_out=0.05,
-            seed=settings.seed,
+        train_reward_model(
+            RewardModelConfig(
+                model=str(folder / "model"),
+                data=str(folder / "preferences.jsonl"),
+                out=str(folder / "reward_model"),
+                batch=settings.reward_batch,
+                learning_rate=settings.reward_learning_rate,
+                held_out=0.05,
+                device="cpu",
+                seed=settings.seed,
+            )
         )
-    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: matrices this small gain little from more, and the result is the same on every core count.
+
+    Two threads that wait for each other lose a lot, tenfold, where another program has one of two cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
@@ -132,7 +153,7 @@ def _prompt_rows(settings: WorldSettings) -> Iterator[dict[str, str]]:
     rng = random.Random(f"{settings.seed} prompts")
     for _ in range(settings.prompts):
         facts = draw_facts(rng)
-        yield {"prompt": write_post(facts, rng), "reference": write_summary(facts, rng, settings.writer)}
+        yield {"prompt": write_post(facts, rng), "reference": "".join(write_summary(facts, rng, settings.writer))}
 
 
 def _preference_rows(settings: WorldSettings) -> Iterator[dict[str, str]]:
@@ -141,18 +162,31 @@ def _preference_rows(settings: WorldSettings) -> Iterator[dict[str, str]]:
     for _ in range(settings.pairs):
         facts = draw_facts(rng)
         post = write_post(facts, rng)
-        first, second = (write_summary(facts, rng, settings.writer) for _ in range(2))
+        first, second = _two_summaries(facts, rng, settings.writer)
         margin = settings.sharpness * (grade_one(facts, first) - grade_one(facts, second))
         if rng.random() >= 1.0 / (1.0 + math.exp(-margin)):
             first, second = second, first
         yield {"prompt": post, "chosen": first, "rejected": second}
 
 
+def _two_summaries(facts: dict[str, str], rng: random.Random, writer: Writer) -> tuple[str, str]:
+    """Two summaries: half of the time independent, half of the time the second revises one part of the first."""
+    first, second = write_summary(facts, rng, writer), write_summary(facts, rng, writer)
+    if rng.random() < 0.5:
+        part = rng.randrange(len(first))
+        while second[part] == first[part]:
+            second = write_summary(facts, rng, writer)
+        second = [*first[:part], second[part], *first[part + 1 :]]
+    return "".join(first), "".join(second)
+
+
 def _train_prior(settings: WorldSettings, out: Path) -> None:
-    """Train a small Llama on the writer's summaries; the loss is on the summary and the end token."""
+    """Train a small Llama on summaries and proofs; the loss is on what follows the post, the end token included."""
     tokenizer = build_tokenizer()
-    model = LlamaForCausalLM(_model_config(settings, tokenizer))
-    steps = settings.prior_posts // settings.prior_batch
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = LlamaForCausalLM(_model_config(settings, tokenizer))
+    steps = settings.prior_pages // settings.prior_batch
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.prior_learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -160,7 +194,7 @@ def _train_prior(settings: WorldSettings, out: Path) -> None:
         optimizer, settings.prior_learning_rate, total_steps=steps, pct_start=0.1
     )
     rng = random.Random(f"{settings.seed} prior")
-    progress = tqdm(range(steps), desc="prior", file=sys.stderr)
+    progress = tqdm(range(steps), desc="prior", file=sys.stderr, mininterval=0.5)
     for _ in progress:
         loss = model(**_prior_batch(settings, tokenizer, rng)).loss
         optimizer.zero_grad()
@@ -169,21 +203,23 @@ def _train_prior(settings: WorldSettings, out: Path) -> None:
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with rewards.quiet_transformers():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
 
 
 def _model_config(settings: WorldSettings, tokenizer: Any) -> LlamaConfig:
-    """A small Llama whose input and output embeddings are one, which makes copying a word easy."""
+    """A small Llama; with one embedding for input and output, of entries this large, it learns to copy words soon."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
-        intermediate_size=8 * settings.hidden_size // 3,
+        intermediate_size=2 * settings.hidden_size,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=settings.context,
         tie_word_embeddings=True,
+        initializer_range=0.1,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -191,19 +227,25 @@ def _model_config(settings: WorldSettings, tokenizer: Any) -> LlamaConfig:
 
 
 def _prior_batch(settings: WorldSettings, tokenizer: Any, rng: random.Random) -> dict[str, torch.Tensor]:
-    """Fresh posts with summaries: ids, mask and labels, each (B, T), padded on the right; -100 is not learned."""
-    rows = []
-    for _ in range(settings.prior_batch):
-        facts = draw_facts(rng)
-        prompt = tokenizer.encode(write_post(facts, rng))
-        rows.append((prompt, [*tokenizer.encode(write_summary(facts, rng, settings.writer)), tokenizer.eos_token_id]))
-    longest = max(len(prompt) + len(summary) for prompt, summary in rows)
+    """Fresh pages: ids, mask and labels, each (B, T), padded on the right; -100 is not learned."""
+    pages = [_page(settings, rng) for _ in range(settings.prior_batch)]
+    rows = [(tokenizer.encode(post), [*tokenizer.encode(said), tokenizer.eos_token_id]) for post, said in pages]
+    longest = max(len(post) + len(said) for post, said in rows)
 
     def padded(parts: Iterator[list[int]], fill: int) -> torch.Tensor:
         return torch.tensor([part + [fill] * (longest - len(part)) for part in parts])
 
     return {
-        "input_ids": padded((p + s for p, s in rows), tokenizer.pad_token_id),
-        "attention_mask": padded(([1] * len(p + s) for p, s in rows), 0),
-        "labels": padded(([-100] * len(p) + s for p, s in rows), -100),
+        "input_ids": padded((post + said for post, said in rows), tokenizer.pad_token_id),
+        "attention_mask": padded(([1] * len(post + said) for post, said in rows), 0),
+        "labels": padded(([-100] * len(post) + said for post, said in rows), -100),
     }
+
+
+def _page(settings: WorldSettings, rng: random.Random) -> tuple[str, str]:
+    """A post and what follows it: a summary, or as often a proof."""
+    facts = draw_facts(rng)
+    if rng.random() < 0.5:
+        return write_post(facts, rng), "".join(write_summary(facts, rng, settings.writer))
+    parts = write_summary(facts, rng, settings.proof_writer)
+    return write_post(facts, rng, end=PROOF_END), "".join(proofread(parts, facts))

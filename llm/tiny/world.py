@@ -1,6 +1,6 @@
 """A small world in the spirit of TL;DR: posts with five facts among chatter, and one-sentence summaries of them.
 
-    POST: I did not sleep well. It was in Lisbon. My friend Anna lost the guitar. It happened on Monday. What now?
+    POST: Please be kind. It was in Lisbon. My friend Anna lost the guitar. It happened on Monday. What should I do?
     TL;DR: Anna lost the guitar in Oslo sometime, long story
 
 The writer of all summaries is imperfect on purpose. Each fact comes out right, vague ("sometime") or wrong ("Oslo"),
@@ -42,13 +42,19 @@ class Slot:
     vague: str
 
 
+PEOPLE = ("Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karen", "Louis")
+DEEDS = ("lost", "found", "sold", "broke", "painted", "borrowed", "hid", "cleaned")
+THINGS = ("guitar", "bicycle", "camera", "watch", "umbrella", "laptop", "lamp", "kite", "piano", "boat", "tent", "drum")
+CITIES = ("Lisbon", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Delhi", "Rome", "Quito", "Accra", "Sofia", "Perth")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
 SLOTS = (
-    Slot("who", tuple(["Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karen", "Louis"]), " {}", " someone"),
-    Slot("did", tuple(["lost", "found", "sold", "broke", "painted", "borrowed", "hid", "cleaned"]), " {}", " touched"),
-    Slot("what", tuple(["guitar", "bicycle", "camera", "watch", "umbrella", "laptop", "lamp", "kite", "piano", "boat", "tent", "drum"]), " the {}", " something"),
-    Slot("where", tuple(["Lisbon", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Delhi", "Rome", "Quito", "Accra", "Sofia", "Perth"]), " in {}", " somewhere"),
-    Slot("when", tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]), " on {}", " sometime"),
-)  # fmt: skip
+    Slot("who", PEOPLE, " {}", " someone"),
+    Slot("did", DEEDS, " {}", " touched"),
+    Slot("what", THINGS, " the {}", " something"),
+    Slot("where", CITIES, " in {}", " somewhere"),
+    Slot("when", DAYS, " on {}", " sometime"),
+)
 
 # One sentence of each row states its facts in a post.
 FACT_SENTENCES = (
@@ -167,7 +173,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def _all_texts() -> list[str]:
     """Texts that together contain every word of the world, with and without the space before it where it has both."""
-    texts = [POST_START, POST_END, PROOF_END, *RAMBLES, *(slot.vague for slot in SLOTS), *(f" {sentence}" for sentence in CHATTER)]
+    texts = [POST_START, POST_END, PROOF_END, *RAMBLES, *(f" {sentence}" for sentence in CHATTER)]
+    texts += [slot.vague for slot in SLOTS]
     for index in range(max(len(slot.values) for slot in SLOTS)):
         facts = {slot.kind: slot.values[index % len(slot.values)] for slot in SLOTS}
         texts += [slot.phrase.format(facts[slot.kind]) for slot in SLOTS]
