@@ -55,7 +55,7 @@ class WorldSettings:
     hidden_size: int = 64
     layers: int = 3
     heads: int = 4
-    context: int = 96
+    context: int = 256
 
 
 def prepare(settings: WorldSettings | None = None) -> dict[str, str]:

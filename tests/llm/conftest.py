@@ -9,6 +9,8 @@ import pytest
 
 from letter_world import LETTERS, REWARDS, letter_config, letter_tokenizer, moved, save_llama
 from llm.models import Policy, load_policy
+from llm.tiny import prepare as tiny_prepare
+from llm.tiny.prepare import WorldSettings
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +35,11 @@ def in_letters(letters: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def policy(in_letters: Path) -> Policy:
     """The world's policy, its adapter moved away from zero."""
     return moved(load_policy(letter_config()))
+
+
+@pytest.fixture
+def small_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A miniature of the embedded default's world in a cache of its own; its quality does not matter."""
+    settings = WorldSettings(prompts=60, prior_pages=640, pairs=200, hidden_size=16, layers=1, heads=2)
+    monkeypatch.setattr(tiny_prepare, "WorldSettings", lambda: settings)
+    monkeypatch.setenv("BRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
