@@ -149,10 +149,10 @@ def check_positive(name: str, value: float) -> None:
 
 def per_group(xp: Namespace, name: str, value: Array | float, group: Array) -> Array | float:
     """A finite number, or one per group with a last axis of length 1 to broadcast along the group."""
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) or value.shape == () != group.shape[:-1]:
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}; it must be finite")
-        return value
+        return float(value)
     checked_namespace(**{name: value})
     if value.shape != group.shape[:-1]:
         raise ValueError(

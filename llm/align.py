@@ -9,20 +9,22 @@ keep the checkpoint with the best validation win rate
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from tqdm import tqdm
 
 from llm import report
 from llm.checkpoint import TrainerState, load_best_adapter, load_checkpoint, model_card, save_adapter, save_checkpoint
-from llm.config import AlignConfig, changed_settings, dump_config, parse_command, validate
+from llm.config import GOODNESS, AlignConfig, changed_settings, dump_config, parse_command, validate
 from llm.console import entry_point, say
 from llm.errors import UserError
 from llm.evaluate import Judge, change, evaluate, figures, judged, sample_one_each
@@ -32,14 +34,17 @@ from llm.models import Policy, load_policy, resolve_device
 from llm.plugins import load_callable
 from llm.prompts import PromptSets, load_prompts, with_references
 from llm.records import EvalRecord, Prompt, ScoredGroup
-from llm.rewards import Reward, load_reward
-from llm.run_folder import Identity, check_free, check_identity, new_run, stored_config, versions
+from llm.rewards import Reward, function_fingerprint, load_reward
+from llm.run_folder import Identity, check_free, check_identity, lock_run, new_run, stored_config, versions
 from llm.store import MetricsLog, ShardFolder, write_json
 from llm.streams import text_fingerprint
 from llm.tracking import Tracker
 from llm.train import draw_batch, make_log_goodness, make_optimizer, train_step
 
 CONSISTENCY_WARNING = 0.05
+SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "n", "m", "sample_rows", "seed")
+FREE_SETTINGS = ("model", "prompts", "reward", "judge", "tracker", "out")
+"""What a resumed run may change, and what is fingerprinted by its content instead."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Run:
 
     config: AlignConfig
     folder: Path
+    lock: filelock.FileLock
     policy: Policy
     reward: Reward
     judge: Judge | None
@@ -69,6 +75,7 @@ class Run:
     def __exit__(self, *exception: object) -> None:
         self.metrics.close()
         self.tracker.close()
+        self.lock.release()
 
 
 def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
 
 
 def open_run(config: AlignConfig, resume: bool) -> Run:
-    """Load everything that a run needs, then make or reopen its folder; nothing is written before all is loaded."""
+    """Load everything that a run needs, then make or reopen its folder."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("Several processes are not supported yet; start one with python -m llm.align.")
     if not resume and config.out:
@@ -103,18 +110,26 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
     identity = _identity(config, policy, reward, prompts)
+    # A reward that fails does so here, before there is a run folder that would have to be removed.
+    references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
+    folder, config = (Path(config.out), config) if resume else new_run(config, identity)
+    lock = lock_run(folder)
     if resume:
-        folder = Path(config.out)
         check_identity(folder, identity)
-    else:
-        folder, config = new_run(config, identity)
-    reference_rewards = _fill_references(folder, config, policy, reward, prompts)
-    collector = Collector(policy, reward, config, folder, identity.fingerprint())
-    optimizer = make_optimizer(policy, config)
-    metrics = MetricsLog(folder / "metrics.jsonl")
-    tracker = Tracker(config, folder)
+    reference_rewards = _fill_references(folder, config, policy, reward, prompts, references)
     return Run(
-        config, folder, policy, reward, judge, prompts, reference_rewards, collector, optimizer, metrics, tracker
+        config,
+        folder,
+        lock,
+        policy,
+        reward,
+        judge,
+        prompts,
+        reference_rewards,
+        Collector(policy, reward, config, folder, identity.fingerprint()),
+        make_optimizer(policy, config),
+        MetricsLog(folder / "metrics.jsonl"),
+        Tracker(config, folder),
     )
 
 
@@ -124,11 +139,12 @@ def begin(this: Run) -> tuple[list[EvalRecord], TrainerState]:
     this.metrics.cut(state.metrics_bytes if state else 0)
     if state is not None:
         say(f"Going on at step {state.step} of {this.config.e * this.config.k}.")
+        if state.best["step"] == state.step:
+            publish(this, state)
         return _as_records(ShardFolder(this.folder / "eval").read("before"), this.prompts.test), state
     before = held_out_evaluation(this, "before", 0)
     _check_start(before)
-    state = TrainerState(step=0, best={}, metrics_bytes=0)
-    return before, checkpoint(this, validation(this, state))
+    return before, keep_best(this, TrainerState(step=0, best={}, metrics_bytes=0))
 
 
 def train(this: Run, state: TrainerState) -> TrainerState:
@@ -180,14 +196,24 @@ def one_step(this: Run, buffer: list[ScoredGroup], log_goodness: Any, state: Tra
     state = TrainerState(step, state.best, state.metrics_bytes)
     last = step == config.e * config.k
     if last or step % config.validate_every == 0:
-        state = validation(this, state)
+        state = keep_best(this, state)
     if last or step % config.checkpoint_every == 0:
         state = checkpoint(this, state)
     return state
 
 
-def validation(this: Run, state: TrainerState) -> TrainerState:
-    """Measure the validation win rate, and keep the adapter where it is the best so far."""
+def keep_best(this: Run, state: TrainerState) -> TrainerState:
+    """Validate; where the policy is the best so far, write a checkpoint that says so, then its adapter."""
+    best = validation(this, state)
+    if state.best and _rank(best) <= _rank(state.best):
+        return state
+    state = checkpoint(this, TrainerState(state.step, best, state.metrics_bytes))
+    publish(this, state)
+    return state
+
+
+def validation(this: Run, state: TrainerState) -> dict[str, float]:
+    """Measure and log the policy on the validation prompts; return what `TrainerState.best` would hold of it."""
     started = time.monotonic()
     records = evaluate(
         this.policy, this.prompts.validation, this.reward, this.reference_rewards, this.config, "validation"
@@ -196,11 +222,12 @@ def validation(this: Run, state: TrainerState) -> TrainerState:
     names = ("reward_model_win_rate", "mean_reward", "kl_to_prior", "completion_length")
     current = {name: values[name]["estimate"] for name in names}
     this.log("validation", state.step, **current, seconds=time.monotonic() - started)
-    best = {"step": state.step, "win_rate": current["reward_model_win_rate"], "mean_reward": current["mean_reward"]}
-    if state.best and _rank(best) <= _rank(state.best):
-        return state
-    save_adapter(this.folder, this.policy, model_card(this.config, best))
-    return TrainerState(state.step, best, state.metrics_bytes)
+    return {"step": state.step, "win_rate": current["reward_model_win_rate"], "mean_reward": current["mean_reward"]}
+
+
+def publish(this: Run, state: TrainerState) -> None:
+    """Write the policy's adapter, which is the best so far, to `adapter/`."""
+    save_adapter(this.folder, this.policy, model_card(this.config, state.best))
 
 
 def checkpoint(this: Run, state: TrainerState) -> TrainerState:
@@ -230,7 +257,7 @@ def finish(
 ) -> dict[str, Any]:
     """Let the judge grade, write `summary.json` and the report, and print the table."""
     if this.judge is not None:
-        before, after = _judged(this, "before", before), _judged(this, "after", after)
+        before, after = _judged(this, this.judge, before, after)
     summary = {
         "before": figures(before),
         "after": figures(after),
@@ -265,18 +292,34 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _identity(config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets) -> Identity:
-    """Fingerprint what the cached rollouts and scores depend on."""
-    rows = [(p.prompt_id, p.token_ids, p.reference) for p in prompts.train + prompts.validation + prompts.test]
-    settings = (config.sampling_temperature, config.max_new_tokens, config.n, config.m, config.seed)
-    return Identity(policy.identity, reward.fingerprint(), text_fingerprint(rows), text_fingerprint(settings))
+    """Fingerprint what a run's stored files depend on."""
+    rows = [(p.prompt_id, p.text, p.token_ids, p.reference) for p in prompts.train + prompts.validation + prompts.test]
+    sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS}
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
+    if config.goodness not in GOODNESS:
+        goodness = load_callable(config.goodness, option="--goodness")
+        settings["goodness"] = function_fingerprint(config.goodness, goodness)
+    return Identity(
+        model=policy.identity,
+        reward=reward.fingerprint(),
+        prompts=text_fingerprint(rows),
+        sampling=text_fingerprint(sampling),
+        settings=text_fingerprint(settings),
+    )
 
 
 def _fill_references(
-    folder: Path, config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets
+    folder: Path,
+    config: AlignConfig,
+    policy: Policy,
+    reward: Reward,
+    prompts: PromptSets,
+    references: list[dict[str, Any]],
 ) -> dict[str, float]:
     """Give every held-out prompt a reference (the prior's own where the data has none) and return their rewards."""
     held_out = prompts.validation + prompts.test
-    rows = ShardFolder(folder / "eval").once("references", lambda: _make_references(config, policy, reward, held_out))
+    make = functools.partial(_make_references, config, policy, reward, held_out)
+    rows = ShardFolder(folder / "eval").once("references", lambda: references or make())
     texts = {row["prompt_id"]: row["reference"] for row in rows}
     prompts.counts["references_from_prior"] = sum(prompt.reference is None for prompt in held_out)
     prompts.validation = with_references(prompts.validation, texts)
@@ -324,13 +367,19 @@ def _self_consistency(this: Run, group: ScoredGroup) -> float:
     return gap
 
 
-def _judged(this: Run, name: str, records: list[EvalRecord]) -> list[EvalRecord]:
-    """Return an evaluation with the judge's grades, asked for once."""
-    assert this.judge is not None
-    judge, option = this.judge, this.config.judge
-    shards = ShardFolder(this.folder / "eval")
-    rows = shards.once(f"{name}-judged", lambda: [record.as_row() for record in judged(records, judge, option)])
-    return _as_records(rows, this.prompts.test)
+def _judged(
+    this: Run, judge: Judge, before: list[EvalRecord], after: list[EvalRecord]
+) -> tuple[list[EvalRecord], list[EvalRecord]]:
+    """Return both evaluations with the judge's grades, asked for once and for both together."""
+
+    name = this.config.judge
+
+    def make() -> list[dict[str, Any]]:
+        return [record.as_row() for record in judged([*before, *after], judge, name)]
+
+    rows = ShardFolder(this.folder / "eval").once(f"judged-{function_fingerprint(name, judge)[:16]}", make)
+    records = _as_records(rows, [*this.prompts.test, *this.prompts.test])
+    return records[: len(before)], records[len(before) :]
 
 
 def _as_records(rows: list[dict[str, Any]], prompts: Sequence[Prompt]) -> list[EvalRecord]:

@@ -37,7 +37,10 @@ class TrainerState:
 
 
 def save_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: TrainerState) -> None:
-    """Write `checkpoints/step-…` whole or not at all, point `checkpoints/last` at it, and remove older ones."""
+    """Write `checkpoints/step-…` whole or not at all, point `checkpoints/last` at it, and remove older ones.
+
+    A run goes on from the newest step; the link `last` is for people and other programs.
+    """
     root = folder / "checkpoints"
     name = f"step-{state.step:06d}"
     partial = root / f".{name}.partial"
@@ -51,7 +54,7 @@ def save_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
     checksums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     write_json(partial / "state.json", asdict(state) | {"checksums": checksums})
     with disk_errors(root / name):
-        shutil.rmtree(root / name, ignore_errors=True)
+        _put_aside(root / name)
         os.replace(partial, root / name)
         _point(root / "last", name)
     for old in sorted(root.glob("step-*"))[:-KEPT]:
@@ -59,24 +62,25 @@ def save_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
 
 
 def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState | None:
-    """Restore the last checkpoint, or return None where there is none yet.
+    """Restore the newest checkpoint, or return None where there is none yet.
 
     Raises:
         UserError: A file of the checkpoint is damaged.
     """
-    last = folder / "checkpoints" / "last"
-    if not last.exists():
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    if not checkpoints:
         return None
+    last = checkpoints[-1]
     stored = read_json(last / "state.json")
     for file, checksum in stored.pop("checksums").items():
         content = (last / file).read_bytes() if (last / file).is_file() else b""
         if hashlib.sha256(content).hexdigest() != checksum:
             raise UserError(
-                f"{last.resolve() / file}: damaged or missing. Point {last} at the other step-… folder beside it to go "
-                "on from there, or start a new run."
+                f"{last / file}: damaged or missing. Remove this step's folder to go on from the one before it, or "
+                "start a new run."
             )
     policy.load_adapter_state(safetensors.torch.load_file(last / "adapter.safetensors"))
-    optimizer.load_state_dict(torch.load(last / "optimizer.pt", weights_only=True))
+    optimizer.load_state_dict(torch.load(last / "optimizer.pt", map_location="cpu", weights_only=True))
     return TrainerState(**stored)
 
 
@@ -100,6 +104,15 @@ def _packed(optimizer: torch.optim.Optimizer) -> bytes:
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
     return buffer.getvalue()
+
+
+def _put_aside(folder: Path) -> None:
+    """Remove a folder in such a way that no part of it is ever there under its name."""
+    if folder.exists():
+        aside = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        shutil.rmtree(aside)
 
 
 def _point(link: Path, name: str) -> None:

@@ -20,6 +20,7 @@ from llm.plugins import load_callable
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
+GOODNESS = ("bradley_terry", "logistic")
 MAY_BE_ZERO = ("seed", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 INPUTS = ("model", "prompts", "reward")
@@ -119,7 +120,7 @@ class Command:
     """Align a language model to a reward model with BRAIn. With no option: an embedded example, offline, in minutes."""
 
     preset: str = ""
-    """A named set of settings, see llm/presets; `tiny` when no --model, --config or --preset is given."""
+    """A named set of settings, see llm/presets; `tiny` when no --model, --prompts, --config or --preset is given."""
     config: str = ""
     """A YAML file of settings, over the preset's."""
     resume: str = ""
@@ -198,7 +199,7 @@ def validate(config: AlignConfig, *, check_required: bool = True) -> None:
             f"--batch {config.batch}: the first phase collects --m {config.m} groups only, which is less than one "
             "batch. Lower --batch or raise --m."
         )
-    if config.goodness not in ("bradley_terry", "logistic"):
+    if config.goodness not in GOODNESS:
         load_callable(config.goodness, option="--goodness")
     if config.goodness != "bradley_terry" and config.temperature != 1.0:
         raise UserError(
@@ -293,7 +294,7 @@ def _parse(arguments: Sequence[str], settings: AlignConfig) -> Command:
 def _file_layers(command: Command) -> list[tuple[str, dict[str, Any]]]:
     """Return the preset's and the user's file, in that order, as (source, values)."""
     preset = command.preset
-    if not (preset or command.config or command.settings.model):
+    if not (preset or command.config or command.settings.model or command.settings.prompts):
         preset = DEFAULT_PRESET
     layers = []
     if preset:

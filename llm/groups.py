@@ -12,7 +12,7 @@ import numpy as np
 
 from llm.config import AlignConfig
 from llm.errors import UserError
-from llm.logprob import group_pairs, score
+from llm.logprob import score
 from llm.models import Policy
 from llm.records import Completion, Prompt, ScoredGroup
 from llm.rewards import Reward
@@ -74,7 +74,8 @@ class Collector:
         groups = []
         for block, members in enumerate(self._blocks(self.phase_prompts(phase, prompts))):
             rows = self._rollouts(phase).read(_block_name(block))
-            groups += _as_groups(members, rows, self._scores(phase).read(_block_name(block)))
+            scores = self._scores(phase).read(_block_name(block))
+            groups += self._joined(phase, block, members, rows, scores)
         return groups
 
     def _blocks(self, prompts: list[Prompt]) -> list[list[Prompt]]:
@@ -95,7 +96,7 @@ class Collector:
         if any(row["proposal"] != proposal for row in rows):
             raise UserError(
                 f"{shards.folder}: these rollouts were sampled from another proposal than the run is at now (another "
-                "machine or thread count?). Delete this folder to sample them again."
+                "machine or thread count?). Delete this folder and its namesake under scores/ to sample them again."
             )
         return rows
 
@@ -113,28 +114,44 @@ class Collector:
 
     def _scored(self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]]) -> list[ScoredGroup]:
         """Score a block, or read its scores."""
-        scores = self._scores(phase).once(_block_name(block), lambda: self._score(members, rows))
-        return _as_groups(members, rows, scores)
+        scores = self._scores(phase).once(_block_name(block), lambda: self._score(phase, block, members, rows))
+        return self._joined(phase, block, members, rows, scores)
 
-    def _score(self, members: list[Prompt], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Compute log p, log q' and r of a block (line 8)."""
-        empty = [{"log_prior": 0.0, "log_proposal": 0.0, "reward": 0.0}] * len(rows)
-        pairs = [pair for group in _as_groups(members, rows, empty) for pair in group_pairs(group)]
+    def _score(self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
+        prompts = [prompt for prompt in members for _ in range(self.config.n)]
+        pairs = list(zip(prompts, map(_completion, rows), strict=True))
         temperature, size = self.config.sampling_temperature, self.config.sample_rows
         log_proposal = score(self.policy, pairs, size, temperature=temperature)
         with self.policy.as_prior():
             log_prior = score(self.policy, pairs, size)
         rewards = self.reward([prompt.text for prompt, _ in pairs], [completion.text for _, completion in pairs])
+        key = {"rollouts": self._rollouts(phase).checksum(_block_name(block))}
         return [
             {
                 "prompt_id": p.prompt_id,
                 "sample_id": c.sample_id,
-                "log_prior": lp,
-                "log_proposal": lq,
-                "reward": float(r),
+                "log_prior": prior,
+                "log_proposal": proposal,
+                "reward": r,
             }
-            for (p, c), lp, lq, r in zip(pairs, log_prior, log_proposal, rewards, strict=True)
+            | key
+            for (p, c), prior, proposal, r in zip(pairs, log_prior, log_proposal, rewards.tolist(), strict=True)
         ]
+
+    def _joined(
+        self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]], scores: list[dict[str, Any]]
+    ) -> list[ScoredGroup]:
+        """Join prompts, rollout rows and score rows, which must belong together."""
+        expected = [(prompt.prompt_id, i) for prompt in members for i in range(self.config.n)]
+        keys = [[(row["prompt_id"], row["sample_id"]) for row in table] for table in (rows, scores)]
+        checksum = self._rollouts(phase).checksum(_block_name(block))
+        if keys != [expected, expected] or any(row["rollouts"] != checksum for row in scores):
+            raise UserError(
+                f"{self._scores(phase).folder / _block_name(block)}.parquet: these scores are not of the rollouts and "
+                "prompts of this run. Delete the folder to score again."
+            )
+        return _as_groups(members, rows, scores)
 
 
 def completion_row(completion: Completion) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def token_log_probs(policy: Policy, batch: TokenBatch, *, temperature: float = 1
         position_ids=batch.position_ids,
         logits_to_keep=length + 1,
         use_cache=False,
-    ).logits[:, :-1]
+    ).logits[:, -(length + 1) : -1]
     log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)
     chosen = log_probs.gather(-1, batch.completion_ids[..., None])[..., 0]
     return chosen * batch.completion_mask

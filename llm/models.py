@@ -13,6 +13,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from llm.config import AlignConfig
 from llm.errors import UserError
@@ -63,7 +65,7 @@ class Policy:
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the adapter's tensors."""
-        state = peft.get_peft_model_state_dict(self.model)
+        state = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -84,7 +86,7 @@ def load_policy(config: AlignConfig) -> Policy:
         tokenizer=tokenizer,
         end_ids=_end_ids(base, tokenizer, config.model),
         context_length=_context_length(base, config),
-        identity=model_fingerprint(config.model, config.dtype, config.quantization),
+        identity=model_fingerprint(config.model, _revision(base), config.dtype, config.quantization),
     )
 
 
@@ -105,6 +107,11 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
             f"--model {source}: is an adapter. Switching adapters off would give the raw base instead of the SFT model "
             "as the prior; merge the adapter into its base and give the merged model."
         )
+    if getattr(model, "_is_stateful", False):
+        raise UserError(
+            f"--model {source}: keeps a recurrent state instead of keys and values, which is not supported yet. "
+            "Give a transformer."
+        )
     if config.quantization == "nf4":
         _keep_gradients_on_cpu(model)
     else:
@@ -117,11 +124,9 @@ def load_pretrained(factory: Any, source: str, **options: Any) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         return factory.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         hint = "Check the path." if Path(source).exists() else "No such directory; as a hub name it could not be had."
-        raise UserError(
-            f"--model {source}: {factory.__name__} cannot load it. {hint} ({str(error).strip().splitlines()[0]})"
-        ) from error
+        raise UserError(f"--model {source}: {factory.__name__} cannot load it. {hint} ({first_line(error)})") from error
 
 
 def resolve_device(device: str) -> str:
@@ -133,25 +138,37 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"--device {device}: not available here ({str(error).splitlines()[0]}). Use cpu or auto."
-        ) from error
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise UserError(f"--device {device}: not available here ({first_line(error)}). Use cpu or auto.") from error
     return device
 
 
 def model_fingerprint(source: str, *settings: str) -> str:
-    """Fingerprint a model directory's files, or a hub name, with what else gives its log-probs their meaning."""
+    """Fingerprint a model with what else gives its log-probs their meaning.
+
+    Args:
+        source: A directory, whose files are hashed, or a hub name.
+        settings: What else; for a hub name, its commit among it.
+    """
     digest = hashlib.sha256("|".join(settings).encode())
-    folder = Path(source)
-    if not folder.is_dir():
-        digest.update(source.encode())
-    for path in sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else ():
-        digest.update(path.name.encode())
+    digest.update(folder_fingerprint(Path(source)).encode() if Path(source).is_dir() else source.encode())
+    return digest.hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return the sha256 of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + b"\0")
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
@@ -162,6 +179,7 @@ def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM", r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=targets, lora_dropout=0.0
     )
+    names = _linear_names(base)
     torch.manual_seed(torch_seed(config.seed, "lora"))
     try:
         with warnings.catch_warnings():
@@ -170,16 +188,16 @@ def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
             model = peft.get_peft_model(base, settings)
     except ValueError as error:
         raise UserError(
-            f"--lora-targets {config.lora_targets}: matches no module of {config.model}. "
-            f"It has {', '.join(_linear_names(base))}; or use all-linear."
+            f"--lora-targets {config.lora_targets}: cannot be used with {config.model} ({first_line(error)}). "
+            f"Choose among {', '.join(names)}, or all-linear."
         ) from error
     return model.eval()
 
 
 def _linear_names(model: torch.nn.Module) -> list[str]:
     """The last parts of the names of the model's linear modules."""
-    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if getattr(m, "weight", None) is not None}
-    return sorted(names)
+    modules = ((name, m) for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    return sorted({name.rsplit(".", 1)[-1] for name, _ in modules})
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[int, ...]:
@@ -195,9 +213,15 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source:
     return tuple(sorted(ids))
 
 
+def _revision(model: PreTrainedModel) -> str:
+    """The commit that a model from the hub was loaded at."""
+    return str(getattr(model.config, "_commit_hash", None) or "")
+
+
 def _context_length(model: PreTrainedModel, config: AlignConfig) -> int:
     """Tokens that the model can hold."""
-    length = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    settings = model.config.get_text_config()
+    length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
     if length is None:
         raise UserError(f"--model {config.model}: its config.json states no context length (max_position_embeddings).")
     return int(length)

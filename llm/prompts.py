@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.records import Messages, Prompt
+from llm.rewards import is_chat
 from llm.streams import stream
 from llm.tables import Row, column, read_rows
 
@@ -98,10 +99,20 @@ def _read_prompts(
     for number, text, reference in _rows_as_text(config, source, counts):
         counts["rows"] += 1
         token_ids = encode_prompt(tokenizer, text, source=f"{source}, row {number}")
-        if len(token_ids) > room:
-            token_ids = _fit(token_ids, room, config.prompt_overflow, f"{source}, row {number}", counts)
-        if token_ids:
-            prompts.append(Prompt(f"{split}-{number}", text, token_ids, reference))
+        if len(token_ids) > room and config.prompt_overflow == "truncate":
+            token_ids = _truncated(
+                token_ids, room, tokenizer.bos_token_id, isinstance(text, str), f"{source}, row {number}"
+            )
+            counts["truncated_prompts"] += 1
+        elif len(token_ids) > room and config.prompt_overflow == "skip":
+            counts["skipped_prompts"] += 1
+            continue
+        elif len(token_ids) > room:
+            raise UserError(
+                f"{source}, row {number}: the prompt has {len(token_ids)} tokens and only {room} fit beside the "
+                "completion. Use --prompt-overflow skip or truncate, or lower --max-new-tokens."
+            )
+        prompts.append(Prompt(f"{split}-{number}", text, token_ids, reference))
     return prompts
 
 
@@ -119,7 +130,7 @@ def _rows_as_text(
 def _plain_row(row: Row, config: AlignConfig, source: str, number: int) -> tuple[str | Messages, str | None]:
     """A prompt column (text or chat messages) and perhaps a reference column."""
     prompt = column(row, config.prompt_column, source=source, number=number)
-    if not (isinstance(prompt, str) or _is_chat(prompt)):
+    if not (isinstance(prompt, str) or is_chat(prompt)):
         raise UserError(
             f"{source}, row {number}: column {config.prompt_column!r} must be text or a list of chat messages "
             f'like {{"role": "user", "content": "…"}}, found {type(prompt).__name__}.'
@@ -157,16 +168,6 @@ def _dialogue(row: Row, name: str, source: str, number: int) -> str:
             f"{ASSISTANT_TURN!r} turn. Mend or remove the row, or use --format plain."
         )
     return dialogue
-
-
-def _is_chat(prompt: Any) -> bool:
-    """Whether a value is a list of chat messages, each with a role and a text."""
-    return isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
-
-
-def _is_message(message: Any) -> bool:
-    """Whether a value is a chat message."""
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
 def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple[int, ...]:
@@ -216,15 +217,15 @@ def _chat_ids(tokenizer: Any, messages: Messages, source: str) -> list[int]:
     return list(ids)
 
 
-def _fit(ids: tuple[int, ...], room: int, overflow: str, place: str, counts: dict[str, int]) -> tuple[int, ...]:
-    """Apply `--prompt-overflow` to a prompt that is too long; an empty result means skipped."""
-    if overflow == "error":
+def _truncated(ids: tuple[int, ...], room: int, beginning: int | None, is_text: bool, place: str) -> tuple[int, ...]:
+    """Drop tokens from the beginning of a prompt, but not the beginning-of-sequence token that a model may need."""
+    if not is_text:
         raise UserError(
-            f"{place}: the prompt has {len(ids)} tokens and only {room} fit beside the completion. "
-            "Use --prompt-overflow skip or truncate, or lower --max-new-tokens."
+            f"{place}: the chat messages have {len(ids)} tokens and only {room} fit beside the completion. Cutting "
+            "them would break the template; use --prompt-overflow skip, or lower --max-new-tokens."
         )
-    counts["skipped_prompts" if overflow == "skip" else "truncated_prompts"] += 1
-    return () if overflow == "skip" else ids[len(ids) - room :]
+    kept = ids[:1] if ids[0] == beginning and room > 1 else ()
+    return kept + ids[len(ids) - room + len(kept) :]
 
 
 def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:

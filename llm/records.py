@@ -93,6 +93,7 @@ class StepStats(NamedTuple):
         ess_policy: The same of the policy's weights.
         max_target_weight: Largest self-normalised target weight.
         total_variation: TV between the two weight vectors.
+        empty_groups: Share of groups whose goodness is 0 throughout; they leave the policy alone.
         likelihood_drift: Mean change of log q since sampling, nats a sequence.
         grad_norm: L2 norm of the gradient before clipping.
         learning_rate: The rate used.
@@ -103,6 +104,7 @@ class StepStats(NamedTuple):
     ess_policy: float
     max_target_weight: float
     total_variation: float
+    empty_groups: float
     likelihood_drift: float
     grad_norm: float
     learning_rate: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import traceback
@@ -17,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from llm.errors import UserError
+from llm.models import first_line, folder_fingerprint
 from llm.plugins import load_callable
 
 Prompt = str | list[dict[str, str]]
@@ -83,11 +85,7 @@ class FunctionReward:
 
     def fingerprint(self) -> str:
         """Return the sha256 of the name and of the source file that defines the function."""
-        digest = hashlib.sha256(self.name.encode())
-        source = _source_file(self._function)
-        if source is not None:
-            digest.update(source.read_bytes())
-        return digest.hexdigest()
+        return function_fingerprint(self.name, self._function)
 
 
 class ModelReward:
@@ -128,14 +126,7 @@ class ModelReward:
     def fingerprint(self) -> str:
         """Return the sha256 of the model's files; of its weights and configuration if it came from the hub."""
         folder = Path(self.name)
-        if not folder.is_dir():
-            return _state_fingerprint(self._model)
-        digest = hashlib.sha256()
-        for path in sorted(file for file in folder.iterdir() if file.is_file()):
-            digest.update(path.name.encode() + b"\0")
-            with open(path, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        return digest.hexdigest()
+        return folder_fingerprint(folder) if folder.is_dir() else _state_fingerprint(self._model)
 
 
 def checked_rewards(values: Any, count: int, name: str) -> np.ndarray:
@@ -196,7 +187,7 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be loaded as a sequence-classification model with one output ({_first_line(error)})."
+            f"{path}: cannot be loaded as a sequence-classification model with one output ({first_line(error)})."
         ) from error
     if report["missing_keys"] and not fresh_output:
         raise UserError(
@@ -207,11 +198,6 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
         raise UserError(f"{path}: has {model.config.num_labels} outputs; a reward model has one (num_labels 1).")
     _agree_on_padding(path, model, tokenizer)
     return model, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    """What a library's long message begins with."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _agree_on_padding(path: str, model: Any, tokenizer: Any) -> None:
@@ -318,8 +304,24 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def function_fingerprint(spec: str, function: Callable[..., Any]) -> str:
+    """Return the sha256 of a function's name and of the source file that defines it; what it imports is not seen.
+
+    Args:
+        spec: `package.module:function`.
+        function: the function.
+    """
+    digest = hashlib.sha256(spec.encode())
+    source = _source_file(function)
+    if source is not None:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 def _source_file(function: Callable[..., Any]) -> Path | None:
     """The file that defines a function, if it is one."""
+    while isinstance(function, functools.partial):
+        function = function.func
     try:
         name = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:

@@ -62,7 +62,7 @@ def _sample_tokens(
     done = torch.zeros(len(logits), dtype=torch.bool, device=policy.device)
     columns = []
     for step in range(uniforms.shape[1]):
-        token = inverse_cdf(logits / temperature, uniforms[:, step])
+        token = inverse_cdf(logits.float() / temperature, uniforms[:, step])
         columns.append(token)
         done |= torch.isin(token, end_ids)
         if done.all() or step + 1 == uniforms.shape[1]:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+import filelock
+
 from llm.config import AlignConfig, dump_config, load_config
 from llm.errors import UserError
 from llm.store import disk_errors, read_json, write_json, write_text
 
 IDENTITY_FILE = "identity.json"
-BEFORE_CONFIG = {IDENTITY_FILE, f".{IDENTITY_FILE}.partial", ".config.yaml.partial"}
+LOCK_FILE = ".lock"
+BEFORE_CONFIG = {LOCK_FILE, IDENTITY_FILE, f".{IDENTITY_FILE}.partial", ".config.yaml.partial"}
 """What a run that was killed at its very start may leave; `config.yaml` comes last and makes it a run."""
 SCORER_VERSION = "1"
 """Raised whenever the meaning of cached tokens, log-probs or rewards changes."""
@@ -29,19 +32,36 @@ class Identity:
         model: Base files, tokenizer, precision and quantisation.
         reward: The reward's files or source.
         prompts: The tokenised prompts and references.
-        settings: The sampling's settings.
+        sampling: The settings that rollouts and scores depend on.
+        settings: All settings that training depends on, and the source of a user's goodness.
         code: `SCORER_VERSION`.
     """
 
     model: str
     reward: str
     prompts: str
+    sampling: str
     settings: str
     code: str = SCORER_VERSION
 
     def fingerprint(self) -> str:
-        """Return one fingerprint of all parts."""
-        return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
+        """Return one fingerprint of the parts that cached rollouts and scores depend on."""
+        parts = {name: value for name, value in vars(self).items() if name != "settings"}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def lock_run(folder: Path) -> filelock.FileLock:
+    """Keep other processes away from a run until the lock is released or this process ends, however it ends.
+
+    Raises:
+        UserError: Another process has the run.
+    """
+    lock = filelock.FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"{folder}: another process is working on this run. Wait for it, or stop it first.") from error
+    return lock
 
 
 def new_run(config: AlignConfig, identity: Identity) -> tuple[Path, AlignConfig]:

@@ -141,6 +141,10 @@ class ShardFolder:
             )
         return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
 
+    def checksum(self, name: str) -> str:
+        """Return the sha256 of a shard that was written."""
+        return self._checksums[name]
+
     def once(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return a shard's rows, making and writing them first where they do not exist.
 

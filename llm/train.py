@@ -85,29 +85,54 @@ def accumulate_gradient(
         weight: One over the number of groups in the whole batch.
 
     Returns:
-        (B, 6) diagnostics per group, in the order of `StepStats`.
+        (B, 7) diagnostics per group, in the order of `StepStats`.
     """
     tokens = token_batch([pair for group in groups for pair in group_pairs(group)], policy.device)
     log_policy = sequence_log_probs(policy, tokens).view(len(groups), -1)
     log_prior, log_proposal, reward = (_stacked(groups, name) for name in ("log_prior", "log_proposal", "reward"))
     current = log_policy.detach().cpu()
-    target = brain_core.target_log_ratio(log_prior, log_proposal, log_goodness(reward))
-    ratio = brain_core.policy_log_ratio(current, log_proposal)
-    coefficients = brain_core.brain_coefficients(target, ratio)
+    target, ratio = log_ratios(log_prior, log_proposal, reward, current, log_goodness)
+    coefficients = brain_core.brain_coefficients(target, ratio, on_empty="skip")
     loss = -(coefficients.to(log_policy.device) * log_policy).sum() * weight
     loss.backward()
     drift = brain_core.likelihood_drift(current, log_proposal)
     return torch.stack([*weight_diagnostics(target, ratio), drift], -1)
 
 
+def log_ratios(
+    log_prior: torch.Tensor,
+    log_proposal: torch.Tensor,
+    reward: torch.Tensor,
+    log_policy: torch.Tensor,
+    log_goodness: LogGoodness,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log α and log β (B, G), nats, up to a constant per group.
+
+    Raises:
+        UserError: The log-goodness, or what it gives with the log-probs, is NaN or +inf.
+    """
+    try:
+        target = brain_core.target_log_ratio(log_prior, log_proposal, log_goodness(reward))
+        return target, brain_core.policy_log_ratio(log_policy, log_proposal)
+    except ValueError as error:
+        raise UserError(
+            f"The importance weights cannot be computed ({error}). "
+            "Check the size of the rewards, --temperature and --goodness."
+        ) from error
+
+
 def weight_diagnostics(target: torch.Tensor, ratio: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return what the weights of B groups look like, each (B,): SNKL, ESS of target and policy, largest weight, TV."""
+    """Return what the weights of B groups look like, each (B,): SNKL, ESS of target and policy, largest weight, TV.
+
+    A group without goodness (log-goodness −inf throughout) counts as 0 and leaves the policy alone.
+    """
     return (
-        brain_core.self_normalized_kl(target, ratio),
-        brain_core.effective_sample_size(target),
+        brain_core.self_normalized_kl(target, ratio, on_empty="skip"),
+        brain_core.effective_sample_size(target, on_empty="skip"),
         brain_core.effective_sample_size(ratio),
-        brain_core.self_normalized_weights(target).max(-1).values,
-        brain_core.total_variation(target, ratio),
+        brain_core.self_normalized_weights(target, on_empty="skip").max(-1).values,
+        brain_core.total_variation(target, ratio, on_empty="skip"),
+        torch.isneginf(target).all(-1).double(),
     )
 
 
@@ -129,7 +154,10 @@ def _check_gradient(norm: float, *, total_variation: float) -> None:
 
 def _user_log_goodness(function: Callable[..., object], reward: torch.Tensor, name: str) -> torch.Tensor:
     """Call the user's goodness on a NumPy array and check what it returns."""
-    values = np.asarray(function(reward.numpy()), dtype=np.float64)
+    try:
+        values = np.asarray(function(reward.numpy().copy()), dtype=np.float64)
+    except Exception as error:  # whatever the user's function does
+        raise UserError(f"--goodness {name}: failed with {type(error).__name__}: {error}.") from error
     if values.shape != tuple(reward.shape) or np.isnan(values).any() or np.isposinf(values).any():
         raise UserError(
             f"--goodness {name}: must return the log-goodness of every reward, an array of shape {tuple(reward.shape)} "

@@ -40,7 +40,7 @@ class WorldSettings:
     """Who writes the references, the prior's summaries and the summaries that are compared."""
     proof_writer: Writer = PROOF_WRITER
     """Who writes what is proofread; as often wrong as right, from which most is learned."""
-    sharpness: float = 2.0
+    sharpness: float = 3.0
     """The labeller prefers the better of two summaries with probability sigmoid(sharpness * difference of grades)."""
     prompts: int = 1200
     """Posts with a reference summary, for alignment, validation and test."""
@@ -48,7 +48,7 @@ class WorldSettings:
     """What the prior learns from, each seen once: one half posts with summaries, the other posts with proofs."""
     prior_batch: int = 16
     prior_learning_rate: float = 4e-3
-    pairs: int = 20000
+    pairs: int = 24000
     """Posts with two summaries and a preference; in one half of them the two differ in one part only."""
     reward_batch: int = 8
     reward_learning_rate: float = 1e-3

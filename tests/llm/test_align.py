@@ -24,6 +24,7 @@ from llm.errors import UserError
 from llm.logprob import score
 from llm.models import load_policy
 from llm.records import Completion, Prompt
+from llm.run_folder import lock_run
 from llm.sample import main as sample_main
 from llm.store import ShardFolder, read_events
 from llm.tables import read_rows
@@ -106,6 +107,8 @@ STAGES = {
     "renaming a file": KillAt("os", "replace", 20),
     "the evaluation before": KillAt("llm.evaluate", "score", 1),
     "the evaluation after": KillAt("llm.align", "load_best_adapter", 1),
+    "publishing the best adapter": KillAt("llm.align", "publish", 2),
+    "pointing at the first checkpoint": KillAt("llm.checkpoint", "_point", 1),
     "the report": KillAt("llm.report", "draw_curves", 1),
 }
 
@@ -247,7 +250,7 @@ WRONG = {
     "a missing prompts file": ({"prompts": "none.jsonl"}, r"none\.jsonl: no such file"),
     "a missing reward model": ({"reward": "nowhere"}, r"nowhere"),
     "a reward function that is not there": ({"reward": "letter_rewards:missing"}, r"--reward.*missing"),
-    "too few rewards": ({"reward": "letter_rewards:too_few"}, r"letter_rewards:too_few.*1 reward"),
+    "too few rewards": ({"reward": "letter_rewards:too_few"}, r"letter_rewards:too_few returned 1 values"),
     "a NaN reward": ({"reward": "letter_rewards:not_a_number"}, r"letter_rewards:not_a_number.*nan"),
     "an infinite reward": ({"reward": "letter_rewards:infinite"}, r"letter_rewards:infinite.*inf"),
     "one completion a group": ({"n": 1}, r"--n 1"),
@@ -268,7 +271,7 @@ def test_a_mistake_is_one_clear_paragraph(
     said = refused(options(letter_config(tmp_path / "run"), **changes), capsys)
     assert re.search(expected, said), said
     assert "\n" not in said
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.partial"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_that_holds_another_run_is_refused_and_untouched(
@@ -344,3 +347,61 @@ def test_tensorboard_gets_the_numbers(in_letters: Path, tmp_path: Path) -> None:
     (numbers,) = (n for n in (EventAccumulator(str(f)).Reload() for f in folders) if n.Tags()["scalars"])
     logged = [e["snkl"] for e in read_events(tmp_path / "run" / "metrics.jsonl") if e["event"] == "step"]
     assert [point.value for point in numbers.Scalars("step/snkl")] == pytest.approx(logged, rel=1e-6)
+
+
+def test_resuming_from_python_with_changed_settings_is_refused(finished: Path, in_letters: Path) -> None:
+    for changed in ({"sample_rows": 8}, {"temperature": 0.5}, {"learning_rate": 0.5}):
+        with pytest.raises(UserError, match="settings changed since the run began"):
+            run(letter_config(finished, **changed), resume=True)
+
+
+def test_scores_of_other_rollouts_are_refused(letters: Path, in_letters: Path, tmp_path: Path) -> None:
+    config = letter_config(tmp_path / "run")
+    assert run_apart(config, letters, sabotage=KillAt("llm.align", "train_step", 7)) == -9
+    shards = ShardFolder(tmp_path / "run" / "rollouts" / "phase-0000")
+    rows = shards.read("block-00000")
+    shards.write("block-00000", [row | {"text": "other"} for row in rows])
+    with pytest.raises(UserError, match="not of the rollouts"):
+        run(config, resume=True)
+
+
+def test_two_processes_cannot_work_on_one_run(finished: Path, in_letters: Path) -> None:
+    lock = lock_run(finished)
+    try:
+        assert run_apart(letter_config(finished), in_letters) == 2
+    finally:
+        lock.release()
+
+
+def test_a_run_copied_without_links_still_goes_on(finished: Path, letters: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(finished, copied, symlinks=True)
+    (copied / "checkpoints" / "last").unlink()
+    (copied / "summary.json").unlink()
+    assert run_apart(letter_config(copied), letters) == 0
+    assert comparable(copied) == comparable(finished)
+
+
+def test_a_judge_that_changed_grades_before_and_after_anew(
+    in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(in_letters / "model", "model")
+    for name in ("prompts.jsonl", "letter_rewards.py"):
+        shutil.copy(in_letters / name, name)
+    source = "def grade(prompts, completions):\n    return [{} for _ in completions]\n"
+    Path("one_judge.py").write_text(source.format(1.0))
+    assert run_apart(letter_config("run", judge="one_judge:grade"), tmp_path) == 0
+    Path("one_judge.py").write_text(source.format("float(len(_))"))
+    assert run_apart(letter_config("run", judge="one_judge:grade"), tmp_path) == 0
+    judged = [path.stem for path in Path("run/eval").glob("judged-*.parquet")]
+    assert len(judged) == 2
+    grades = [{row["grade"] for row in ShardFolder(Path("run/eval")).read(name)} for name in judged]
+    assert sorted(map(len, grades))[0] == 1 < sorted(map(len, grades))[1]
+
+
+def test_prompts_without_a_model_do_not_fall_back_on_the_embedded_example(
+    in_letters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(["--prompts", "prompts.jsonl", "--reward", "letter_rewards:count_a"], capsys)
+    assert "--model is missing" in said

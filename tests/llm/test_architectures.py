@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from letter_world import letter_config, letter_tokenizer, moved
 from llm.align import run
 from llm.logprob import score
 from llm.models import load_policy
 from llm.records import Prompt
 from llm.rollout import sample_groups
-from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 64}
 SMALL_GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64}

@@ -40,7 +40,7 @@ def test_the_adapter_starts_from_the_seed(in_letters: Path) -> None:
 
 
 def test_lora_targets_that_match_nothing_are_refused_with_the_modules_there_are(in_letters: Path) -> None:
-    with pytest.raises(UserError, match=r"--lora-targets nonsense: matches no module.*q_proj"):
+    with pytest.raises(UserError, match=r"--lora-targets nonsense: cannot be used.*not found.*q_proj"):
         load_policy(letter_config(lora_targets="nonsense"))
 
 
@@ -84,6 +84,14 @@ def test_an_adapter_as_the_model_is_refused(in_letters: Path, tmp_path: Path) ->
     load_policy(letter_config()).model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=r"adapter: is an adapter.*merge"):
         load_policy(letter_config(model=str(tmp_path / "adapter")))
+
+
+def test_a_damaged_weight_file_is_one_clear_paragraph(in_letters: Path, tmp_path: Path) -> None:
+    shutil.copytree(in_letters / "model", tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"--model .*cannot load it"):
+        load_policy(letter_config(model=str(tmp_path / "m")))
 
 
 def test_a_device_that_is_not_there_is_refused(in_letters: Path) -> None:

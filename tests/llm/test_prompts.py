@@ -19,7 +19,7 @@ from tokenizers import processors
 from letter_world import letter_tokenizer
 from llm.config import AlignConfig
 from llm.errors import UserError
-from llm.prompts import PromptSets, encode_prompt, load_prompts, split_dialogue, with_references
+from llm.prompts import PromptSets, _truncated, encode_prompt, load_prompts, split_dialogue, with_references
 from llm.records import Prompt
 
 REAL = Path(os.environ.get("BRAIN_REAL_DATA", Path(__file__).parents[3] / "shared")) / "data"
@@ -211,6 +211,13 @@ def test_prompts_that_leave_no_room_lose_their_beginning_on_demand(long_words: s
     assert letter_tokenizer().decode(list(cut)) == (word(2) + "abcdefgh")[-9:]
     assert max(len(p.token_ids) for p in everything(sets)) == 9
     assert (sets.counts["rows"], sets.counts["skipped_prompts"], sets.counts["truncated_prompts"]) == (12, 0, 2)
+
+
+def test_a_truncated_prompt_keeps_its_beginning_of_sequence_token() -> None:
+    assert _truncated((1, 5, 6, 7, 8), 3, 1, True, "here") == (1, 7, 8)
+    assert _truncated((4, 5, 6, 7, 8), 3, 1, True, "here") == (6, 7, 8)
+    with pytest.raises(UserError, match="would break the template"):
+        _truncated((1, 5, 6, 7, 8), 3, 1, False, "here")
 
 
 def test_skipping_counts_towards_too_few(long_words: str) -> None:

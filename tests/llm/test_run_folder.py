@@ -13,7 +13,7 @@ from llm.config import load_config
 from llm.errors import UserError
 from llm.run_folder import Identity, check_free, check_identity, check_model, new_run, stored_config, versions
 
-IDENTITY = Identity("model", "reward", "prompts", "settings")
+IDENTITY = Identity("model", "reward", "prompts", "sampling", "settings")
 
 
 def test_a_new_run_stores_its_settings_with_the_folder_filled_in(
@@ -59,7 +59,8 @@ def test_every_part_of_the_identity_is_checked_and_named(part: str, tmp_path: Pa
     folder, _ = new_run(letter_config(tmp_path / "run"), IDENTITY)
     with pytest.raises(UserError, match=f": {part} changed since the run began"):
         check_identity(folder, dataclasses.replace(IDENTITY, **{part: "another"}))
-    assert dataclasses.replace(IDENTITY, **{part: "another"}).fingerprint() != IDENTITY.fingerprint()
+    cached_scores_remain = dataclasses.replace(IDENTITY, **{part: "another"}).fingerprint() == IDENTITY.fingerprint()
+    assert cached_scores_remain == (part == "settings")
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

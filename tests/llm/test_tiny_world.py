@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,7 +118,7 @@ def test_the_writer_is_as_often_right_vague_and_wrong_as_stated() -> None:
 def test_the_best_possible_summary_beats_nine_references_in_ten() -> None:
     rng = random.Random(1)
     grades = [grade_one(FACTS, "".join(write_summary(FACTS, rng, Writer()))) for _ in range(4000)]
-    assert sum(5 > reference for reference in grades) / len(grades) > 0.9
+    assert sum(reference < 5 for reference in grades) / len(grades) > 0.9
 
 
 def test_a_proof_puts_the_right_word_behind_wrong_ones_only() -> None:
@@ -240,7 +239,7 @@ def test_the_labeller_prefers_the_better_summary_as_often_as_bradley_terry_says(
             total += 1
             sure += grade_one(facts, row["chosen"]) > grade_one(facts, row["rejected"])
     assert total > 300
-    assert sure / total == pytest.approx(0.8808, abs=0.05)  # sigmoid(2)
+    assert sure / total == pytest.approx(0.9526, abs=0.03)  # sigmoid(3)
 
 
 @pytest.mark.slow

@@ -125,3 +125,26 @@ def test_a_goodness_of_the_wrong_shape_is_refused(in_letters: Path) -> None:
     goodness = make_log_goodness(letter_config(goodness="letter_rewards:grade_sum"))
     with pytest.raises(UserError, match=r"--goodness letter_rewards:grade_sum.*shape \(1, 3\)"):
         goodness(torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_a_group_without_goodness_leaves_the_policy_alone_and_is_counted(policy: Policy) -> None:
+    groups = groups_of(policy, TEXTS)
+
+    def hopeless(reward: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(len(reward))[:, None] < 2, -torch.inf, reward)
+
+    both = accumulate_gradient(policy, groups, hopeless, 1 / 4)
+    gradient_of_all = gradient(policy).clone()
+    for parameter in policy.parameters():
+        parameter.grad = None
+    accumulate_gradient(policy, groups[2:], lambda reward: reward, 1 / 4)
+    assert both[:, 5].tolist() == [1, 1, 0, 0]
+    assert (gradient_of_all - gradient(policy)).norm() < 1e-5 * gradient(policy).norm()
+
+
+def test_a_goodness_that_raises_or_overflows_is_told(in_letters: Path, policy: Policy) -> None:
+    with pytest.raises(UserError, match=r"--goodness letter_rewards:raises: failed with"):
+        make_log_goodness(letter_config(temperature=1.0, goodness="letter_rewards:raises"))(torch.zeros(1, 3))
+    groups = groups_of(policy, TEXTS)
+    with pytest.raises(UserError, match="importance weights cannot be computed"):
+        accumulate_gradient(policy, groups, make_log_goodness(letter_config(temperature=1e-310)), 1.0)
