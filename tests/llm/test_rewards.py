@@ -34,8 +34,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def llama_config(**changes: Any) -> LlamaConfig:
-    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    return LlamaConfig(**(sizes | dict(vocab_size=len(build_tokenizer()), max_position_embeddings=64) | changes))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaConfig(**(sizes | {"vocab_size": len(build_tokenizer()), "max_position_embeddings": 64} | changes))
 
 
 def save_reward_model(folder: Path, tokenizer: Any = None, **changes: Any) -> str:
@@ -152,7 +152,7 @@ def test_a_model_reward_is_the_score_at_the_end_token_after_prompt_and_completio
     path = save_reward_model(here / "rm")
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = LlamaForSequenceClassification.from_pretrained(path).eval()
-    ids = tokenizer.encode(PROMPTS[0] + COMPLETIONS[0]) + [tokenizer.eos_token_id]
+    ids = [*tokenizer.encode(PROMPTS[0] + COMPLETIONS[0]), tokenizer.eos_token_id]
     with torch.inference_mode():
         hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state
         expected = model.score(hidden)[0, -1, 0].item()
@@ -174,7 +174,7 @@ def test_a_chat_goes_through_the_template_with_the_completion_as_the_answer(here
 
 def test_a_chat_without_a_template_is_refused(here: Path) -> None:
     reward = load_reward(save_reward_model(here / "rm"), device="cpu", batch_size=2)
-    with pytest.raises(UserError, match="row 1.*no chat template"):
+    with pytest.raises(UserError, match=r"row 1.*no chat template"):
         reward(["text", [{"role": "user", "content": "hi"}]], ["a", "b"])
 
 
@@ -182,7 +182,7 @@ def test_text_longer_than_the_context_is_refused_and_never_cut(here: Path) -> No
     reward = load_reward(save_reward_model(here / "rm"), device="cpu", batch_size=2)
     fits = "." * 60
     assert np.isfinite(reward([fits], ["..."])).all()
-    with pytest.raises(UserError, match="row 1: .* 65 tokens long.* 64"):
+    with pytest.raises(UserError, match=r"row 1: .* 65 tokens long.* 64"):
         reward(["short", fits], ["", "...."])
 
 
@@ -216,7 +216,7 @@ def test_a_model_with_several_outputs_is_refused(here: Path) -> None:
 def test_a_language_model_is_refused_as_a_reward_model(here: Path) -> None:
     LlamaForCausalLM(llama_config()).save_pretrained(here / "lm")
     build_tokenizer().save_pretrained(here / "lm")
-    with pytest.raises(UserError, match="no trained reward model.*score.weight"):
+    with pytest.raises(UserError, match=r"no trained reward model.*score\.weight"):
         load_reward(str(here / "lm"), device="cpu", batch_size=2)
 
 
