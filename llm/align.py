@@ -104,6 +104,8 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
         raise UserError("Several processes are not supported yet; start one with python -m llm.align.")
     if not resume and config.out:
         check_free(Path(config.out))
+    if config.threads:
+        torch.set_num_threads(config.threads)
     say(f"Loading {config.model}, {config.reward} and {config.prompts}.")
     reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
     policy = load_policy(config)
@@ -114,6 +116,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
     folder, config = (Path(config.out), config) if resume else new_run(config, identity)
     lock = lock_run(folder)
+    say(f"The run folder is {folder}.")
     if resume:
         check_identity(folder, identity)
     reference_rewards = _fill_references(folder, config, policy, reward, prompts, references)

@@ -21,7 +21,7 @@ from llm.plugins import load_callable
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
 GOODNESS = ("bradley_terry", "logistic")
-MAY_BE_ZERO = ("seed", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
+MAY_BE_ZERO = ("seed", "threads", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 INPUTS = ("model", "prompts", "reward")
 
@@ -98,6 +98,8 @@ class AlignConfig:
     """Precision of the base model's weights and products."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice. Results are bit-identical only for the same number."""
     sample_rows: int = 256
     """Completions in one sampling or scoring call, whole groups when sampling, at least one (memory)."""
     train_rows: int = 64

@@ -48,7 +48,7 @@ class WorldSettings:
     """What the prior learns from, each seen once: one half posts with summaries, the other posts with proofs."""
     prior_batch: int = 16
     prior_learning_rate: float = 4e-3
-    pairs: int = 24000
+    pairs: int = 32000
     """Posts with two summaries and a preference; in one half of them the two differ in one part only."""
     reward_batch: int = 8
     reward_learning_rate: float = 1e-3

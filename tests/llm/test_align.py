@@ -182,7 +182,6 @@ def test_the_run_from_python_is_the_run_from_the_command_line(
 ) -> None:
     shutil.copy(finished / "config.yaml", tmp_path / "settings.yaml")
     out = tmp_path / "run"
-    torch.set_num_threads(1)
     assert entry_point(main, ["--config", str(tmp_path / "settings.yaml"), "--out", str(out)]) == 0
     assert comparable(out) == comparable(finished)
     assert "over the reference, reward" in capsys.readouterr().out
@@ -313,7 +312,6 @@ def test_resuming_a_run_with_a_damaged_shard_is_refused(
 def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_after_it(
     finished: Path, in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.set_num_threads(1)
     original, calls = os.fsync, iter(range(1000))
 
     def full(handle: int) -> None:

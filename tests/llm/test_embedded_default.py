@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from llm.align import main
@@ -23,7 +22,6 @@ QUICK += ["--validate-every=4", "--checkpoint-every=4", "--tracker=none", "--lor
 def test_what_the_default_exports_gives_a_bit_identical_adapter_through_the_options(
     small_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     assert entry_point(main, [*QUICK, "--out=default"]) == 0
     for name, path in prepare().items():

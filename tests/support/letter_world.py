@@ -90,6 +90,7 @@ def letter_config(out: Path | str = "", **changes: object) -> AlignConfig:
         "learning_rate": 1e-2,
         "temperature": 0.2,
         "tracker": "none",
+        "threads": 1,
         "out": str(out),
     }
     return AlignConfig(**(settings | changes))

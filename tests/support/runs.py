@@ -26,14 +26,12 @@ def comparable(folder: Path) -> dict[str, Any]:
 
 def _child(config: AlignConfig, resume: bool, folder: Path, sabotage: Callable[[], None] | None) -> None:
     """Run in the current process, quietly; a UserError is exit status 2."""
-    import torch
 
     from llm.align import run
     from llm.errors import UserError
 
     os.chdir(folder)
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    torch.set_num_threads(1)
     if sabotage is not None:
         sabotage()
     try:
