@@ -306,7 +306,7 @@ def test_not_a_number_is_refused_from_every_source(tmp_path: Path) -> None:
     assert "--learning-rate nan" in refused("--learning-rate", "nan", *OWN)
 
 
-ZERO_IS_FINE = {"seed", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"}
+ZERO_IS_FINE = {"seed", "threads", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
