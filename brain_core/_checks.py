@@ -149,17 +149,17 @@ def check_positive(name: str, value: float) -> None:
 
 def per_group(xp: Namespace, name: str, value: Array | float, group: Array) -> Array | float:
     """A finite number, or one per group with a last axis of length 1 to broadcast along the group."""
-    if isinstance(value, (int, float)) or value.shape == () != group.shape[:-1]:
+    if isinstance(value, (int, float)):
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}; it must be finite")
         return float(value)
     checked_namespace(**{name: value})
-    if value.shape != group.shape[:-1]:
+    if value.shape not in ((), group.shape[:-1]):
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}; one number per group has shape {tuple(group.shape[:-1])}"
         )
     refuse_infinite(xp, **{name: value})
-    return value[..., None]
+    return value[..., None] if value.shape else value
 
 
 def refuse_overflow(xp: Namespace, name: str, log_value: Array) -> None:

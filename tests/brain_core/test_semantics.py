@@ -354,3 +354,15 @@ def test_bfloat16_is_refused():
     half = torch.tensor([-1000.0, -1004.0], dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"log_policy has dtype torch.bfloat16; .*half precision cannot hold"):
         bc.policy_log_ratio(half, half)
+
+
+def test_a_number_for_all_groups_may_come_as_an_array_without_axes(backend) -> None:
+    ratio = backend.array(GROUP)
+    expected = backend.numpy(bc.dpg_coefficients(ratio, log_normalizer=0.5))
+    for one in (backend.array(0.5), np.float64(0.5)):
+        np.testing.assert_array_equal(backend.numpy(bc.dpg_coefficients(ratio, log_normalizer=one)), expected)
+
+
+def test_a_numpy_number_for_all_groups_keeps_the_dtype(backend) -> None:
+    ratio = backend.array(GROUP, "float32")
+    assert bc.dpg_coefficients(ratio, log_normalizer=np.float64(0.5)).dtype == ratio.dtype
