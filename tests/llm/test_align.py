@@ -9,21 +9,24 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from letter_world import letter_config
-from llm.align import main, run
+from llm.align import _self_consistency, main, run
 from llm.checkpoint import load_best_adapter
 from llm.config import AlignConfig
 from llm.console import entry_point
 from llm.errors import UserError
 from llm.logprob import score
-from llm.models import load_policy
-from llm.records import Completion, Prompt
+from llm.models import Policy, load_policy
+from llm.records import Completion, Prompt, ScoredGroup
+from llm.rollout import sample_groups
 from llm.run_folder import lock_run
 from llm.sample import main as sample_main
 from llm.store import ShardFolder, read_events
@@ -403,3 +406,18 @@ def test_prompts_without_a_model_do_not_fall_back_on_the_embedded_example(
 ) -> None:
     said = refused(["--prompts", "prompts.jsonl", "--reward", "letter_rewards:count_a"], capsys)
     assert "--model is missing" in said
+
+
+def test_scores_that_change_with_the_batch_are_measured_and_told(
+    policy: Policy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = Prompt("abc", "abc", (3, 4, 5), None)
+    (completions,) = sample_groups(policy, [prompt], 3, draw=(0, "rollout", 0), max_new_tokens=6)
+    scores = np.array(score(policy, [(prompt, completion) for completion in completions], 3))
+    group = ScoredGroup(prompt, tuple(completions), scores, scores, np.zeros(3))
+    this = SimpleNamespace(policy=policy, config=letter_config())
+    assert _self_consistency(this, group) < 1e-4
+    assert "Warning" not in capsys.readouterr().err
+    shifted = replace(group, log_proposal=scores + np.array([0.0, 0.2, -0.1]))
+    assert _self_consistency(this, shifted) == pytest.approx(0.2, abs=1e-4)
+    assert "Warning: the same completions score up to 0.2 nats apart" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from llm.logprob import score
 from llm.models import load_policy
 from llm.records import Prompt
 from llm.rollout import sample_groups
+from llm.store import read_events
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 64}
 SMALL_GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64}
@@ -55,9 +56,11 @@ def test_scores_in_a_padded_batch_equal_those_of_plain_rows(architecture: str, t
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantization": "nf4", "dtype": "bfloat16"}])
-def test_half_precision_runs_through_and_measures_its_self_consistency(
+def test_half_precision_runs_through_from_the_prior_to_another_policy(
     settings: dict, in_letters: Path, tmp_path: Path
 ) -> None:
     summary = run(letter_config(tmp_path / "run", **settings))
     assert summary["before"]["kl_to_prior"]["estimate"] == 0
-    assert summary["best"]
+    phases = [e for e in read_events(tmp_path / "run" / "metrics.jsonl") if e["event"] == "phase"]
+    assert [0 <= phase["self_consistency"] < 1 for phase in phases] == [True, True]
+    assert summary["after"]["kl_to_prior"]["estimate"] != 0
