@@ -78,7 +78,7 @@ def checked_preference(
         if not 0 <= probability <= 1:
             raise ValueError(f"preference is {probability!r}; it must be a probability")
     else:
-        probability = probability[..., 0]
+        probability = probability[..., 0] if probability.shape else probability
         refuse(xp, (probability < 0) | (probability > 1), ValueError, "preference is not a probability")
     return xp, power * (policy_log_ratio[..., 0] - policy_log_ratio[..., 1]), probability
 

@@ -301,6 +301,15 @@ def test_unknown_options_raise():
         bc.effective_sample_size(group, kind="other")
 
 
+def test_the_preference_of_a_single_pair_may_be_an_array_without_axes(backend):
+    pair, preference = backend.array([0.0, 1.0]), backend.array(0.9)
+    for function in (bc.soft_label_dpo_coefficients, bc.soft_label_dpo_objective):
+        found, expected = function(pair, preference), function(pair, 0.9)
+        np.testing.assert_allclose(backend.numpy(found), backend.numpy(expected), rtol=0, atol=1e-15)
+        with pytest.raises(ValueError, match="preference is not a probability"):
+            function(pair, backend.array(1.5))
+
+
 def test_preference_must_be_a_probability(backend):
     pair = backend.array([[0.0, 0.0], [0.0, 0.0]])
     for value in (-0.1, 1.1):
