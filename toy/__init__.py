@@ -10,6 +10,7 @@ from toy.exact import (
     snkl_constant,
     weighted_self_normalized_kl,
 )
+from toy.fit import Schedule, Trajectory, exact_flow, fit
 from toy.gaussian import GaussianMoments, gaussian_moments, gaussian_self_normalized_kl
 from toy.problems import CategoricalProblem, ProblemError
 from toy.sampling import RejectionSample, SampledMoments, rejection_cost, rejection_sample, sampled_moments
@@ -23,9 +24,13 @@ __all__ = [
     "ProblemError",
     "RejectionSample",
     "SampledMoments",
+    "Schedule",
+    "Trajectory",
     "brain_power",
     "estimator",
+    "exact_flow",
     "exact_moments",
+    "fit",
     "gaussian_moments",
     "gaussian_self_normalized_kl",
     "mean_gradient",
