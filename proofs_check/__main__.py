@@ -7,6 +7,7 @@ import difflib
 import fnmatch
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -48,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m proofs_check", description=__doc__)
-    made.add_argument(
-        "--only", action="append", metavar="ID", help="this claim, or a pattern such as 'T4*'; repeatable"
-    )
+    made.add_argument("--only", action="append", metavar="ID", help="this claim and its parts; repeatable")
     made.add_argument("--list", action="store_true", help="list the claims and stop")
     made.add_argument("--json", metavar="FILE", help="write the verdicts to a file as well")
     made.add_argument("--thorough", action="store_true", help="run the slow cases too")
@@ -71,15 +70,17 @@ def selected(known: Sequence[Claim], patterns: Sequence[str] | None) -> list[Cla
         ValueError: A pattern names none.
     """
     for pattern in patterns or ():
-        if not any(fnmatch.fnmatchcase(claim.id, pattern) for claim in known):
+        if not any(is_named(claim.id, pattern) for claim in known):
             near = difflib.get_close_matches(pattern, [claim.id for claim in known], n=3)
             hint = f"; did you mean {', '.join(near)}" if near else "; --list shows all"
             raise ValueError(f"--only {pattern}: no claim has that id{hint}")
-    return [
-        claim
-        for claim in known
-        if patterns is None or any(fnmatch.fnmatchcase(claim.id, pattern) for pattern in patterns)
-    ]
+    return [claim for claim in known if patterns is None or any(is_named(claim.id, pattern) for pattern in patterns)]
+
+
+def is_named(id: str, pattern: str) -> bool:
+    """Whether a pattern names a claim: its id, the id that it is a part of (T4 of T4c), or a shell pattern."""
+    is_part = id.startswith(pattern) and re.fullmatch(r"[a-z]|-[a-z-]+", id[len(pattern) :]) is not None
+    return is_part or fnmatch.fnmatchcase(id, pattern)
 
 
 def run(chosen: Sequence[Claim], options: argparse.Namespace) -> int:

@@ -120,14 +120,17 @@ def require_unbiased(algorithm: Algorithm) -> None:
 @claim(
     "alg-1",
     "proposal and policy start as the prior: the first α̂ is softmax(r), eq. (21), and the first β̂ uniform",
-    source="Algorithm 1, line 1", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 1",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "uniform proposal": changed(line_1=lambda world: (uniform_start(world), world.start)),
         "uniform policy": changed(line_1=lambda world: (world.start, uniform_start(world))),
         "both uniform": changed(line_1=lambda world: (uniform_start(world),) * 2),
     },
     code=("toy.fit.fit", "llm.align.run"),
-)  # fmt: skip
+)
 def alg_1(algorithm: Algorithm) -> None:
     """The first phase's weights need the rewards alone, and its first gradient weighs softmax(r) − 1/n."""
     for history in histories(algorithm):
@@ -164,13 +167,16 @@ class Remembering(Algorithm):
 @claim(
     "alg-2",
     "the buffer starts empty: after the first phase it holds that phase's m groups and no others",
-    source="Algorithm 1, line 2", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 2",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "starts with a group of another source": changed(line_2=lambda: (cached_group(LITERAL, 0),)),
         "shared by all runs": Remembering(),
     },
     code=("llm.align.run",),
-)  # fmt: skip
+)
 def alg_2(algorithm: Algorithm) -> None:
     """D_1 is S_1, in every run."""
     for history in histories(algorithm):
@@ -181,13 +187,16 @@ def alg_2(algorithm: Algorithm) -> None:
 @claim(
     "alg-3",
     "there are e phases: e·m·n completions are sampled in all, none where e = 0",
-    source="Algorithm 1, line 3", method=RUNS, case="e ≤ 3, " + CASE, subject=LITERAL,
+    source="Algorithm 1, line 3",
+    method=RUNS,
+    case="e ≤ 3, " + CASE,
+    subject=LITERAL,
     mutants={
         "one phase short": changed(line_3=lambda phases: range(1, phases)),
         "one phase more": changed(line_3=lambda phases: range(phases + 1)),
     },
     code=("llm.align.train",),
-)  # fmt: skip
+)
 def alg_3(algorithm: Algorithm) -> None:
     """Count the phases and what they sampled."""
     for count in range(4):
@@ -199,7 +208,10 @@ def alg_3(algorithm: Algorithm) -> None:
 @claim(
     "alg-4",
     "m different prompts, every set of m equally likely: a sum over them has mean m/|D| times that over D",
-    source="Algorithm 1, line 4", method=LAW, case="m ≤ 3 of 3 prompts", subject=LITERAL,
+    source="Algorithm 1, line 4",
+    method=LAW,
+    case="m ≤ 3 of 3 prompts",
+    subject=LITERAL,
     mutants={
         "always the first m": changed(line_4=lambda world, count, source: tuple(world.prompts)[:count]),
         "one prompt m times": changed(line_4=lambda world, count, source: taken(world.prompts, 1, source) * count),
@@ -208,7 +220,7 @@ def alg_3(algorithm: Algorithm) -> None:
         ),
         "one too few": changed(line_4=lambda world, count, source: taken(world.prompts, count - 1, source)),
     },
-)  # fmt: skip
+)
 def alg_4(algorithm: Algorithm) -> None:
     """The law of the set, and the mean of a sum."""
     values = (Fraction(2), Fraction(3), Fraction(7))
@@ -224,13 +236,16 @@ def alg_4(algorithm: Algorithm) -> None:
 @claim(
     "alg-5",
     "every selected prompt gets a group, and no other prompt does",
-    source="Algorithm 1, line 5", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 5",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "the first prompt only": changed(line_5=lambda world, selected: selected[:1]),
         "all prompts of D": changed(line_5=lambda world, selected: world.prompts),
     },
     code=("llm.align.phase_groups",),
-)  # fmt: skip
+)
 def alg_5(algorithm: Algorithm) -> None:
     """The groups of a phase are those of its prompts."""
     for phase in phases(algorithm):
@@ -240,7 +255,10 @@ def alg_5(algorithm: Algorithm) -> None:
 @claim(
     "alg-6",
     "a group is n independent draws from q' (not from q_θ): an ordered group has probability Π q'(y_i|x)",
-    source="Algorithm 1, line 6", method=LAW, case="K=3, n=3, q' ≠ q_θ, 3 prompts", subject=LITERAL,
+    source="Algorithm 1, line 6",
+    method=LAW,
+    case="K=3, n=3, q' ≠ q_θ, 3 prompts",
+    subject=LITERAL,
     mutants={
         "from the policy": changed(
             line_6=lambda world, proposal, policy, x, n, source: LITERAL.line_6(world, policy, policy, x, n, source)
@@ -251,8 +269,9 @@ def alg_5(algorithm: Algorithm) -> None:
             )
         ),
         "one draw n times": changed(
-            line_6=lambda world, proposal, policy, x, n, source: LITERAL.line_6(world, proposal, policy, x, 1, source)
-            * n
+            line_6=lambda world, proposal, policy, x, n, source: (
+                LITERAL.line_6(world, proposal, policy, x, 1, source) * n
+            )
         ),
         "n − 1 draws": changed(
             line_6=lambda world, proposal, policy, x, n, source: LITERAL.line_6(
@@ -265,7 +284,7 @@ def alg_5(algorithm: Algorithm) -> None:
     },
     code=("llm.rollout.sample_groups",),
     tests=("tests/llm/test_rollout.py::test_frequencies_match_the_exact_probabilities_of_an_enumerable_model",),
-)  # fmt: skip
+)
 def alg_6(algorithm: Algorithm) -> None:
     """The law of Y_x against the product."""
     for prompt in WORLD.prompts:
@@ -279,13 +298,16 @@ def alg_6(algorithm: Algorithm) -> None:
 @claim(
     "alg-7",
     "the loop passes over every completion of Y_x once, in order, repeated ones as often as they were drawn",
-    source="Algorithm 1, line 7", method="exact: all ordered groups; " + LAW, case="all 27 groups", subject=LITERAL,
+    source="Algorithm 1, line 7",
+    method="exact: all ordered groups; " + LAW,
+    case="all 27 groups",
+    subject=LITERAL,
     mutants={
         "each distinct completion once": changed(line_7=lambda drawn: dict.fromkeys(drawn)),
         "without the last": changed(line_7=lambda drawn: drawn[:-1]),
         "in another order": changed(line_7=lambda drawn: drawn[::-1]),
     },
-)  # fmt: skip
+)
 def alg_7(algorithm: Algorithm) -> None:
     """What is passed over is what was drawn; and so lines 6–17 ascend −D_n, which they would not on distinct ones."""
     for drawn in itertools.product(range(3), repeat=3):
@@ -320,7 +342,10 @@ def show_bias_of_the_policy_for_the_proposal() -> None:
 @claim(
     "alg-8",
     "what is cached is q'(y|x) of the draw, p(y|x) and r, and stays as it was when q' has moved on",
-    source="Algorithm 1, line 8", method=LAW + "; " + RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 8",
+    method=LAW + "; " + RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "log q_θ for log q'": misread("policy"),
         "log p for log q'": misread("prior"),
@@ -333,7 +358,7 @@ def show_bias_of_the_policy_for_the_proposal() -> None:
     counterexamples={"q' of the draw, not of the moment": show_bias_of_the_policy_for_the_proposal},
     code=("llm.align.phase_groups",),
     tests=("tests/llm/test_align.py::test_each_group_keeps_the_log_probs_of_its_own_proposal",),
-)  # fmt: skip
+)
 def alg_8(algorithm: Algorithm) -> None:
     """Unbiased with a policy that has moved on; in runs, old groups keep the proposal of their phase."""
     require_unbiased(algorithm)
@@ -355,7 +380,10 @@ def running_normalization(seen: tuple[Seen, ...]) -> Vector:
 @claim(
     "alg-9",
     "α̂ is normalised over the whole group, after the loop over y: eqs. (6) and (20) agree and sum to 1",
-    source="Algorithm 1, line 9", method="exact: all ordered groups", case="K=3, n=3, all groups", subject=LITERAL,
+    source="Algorithm 1, line 9",
+    method="exact: all ordered groups",
+    case="K=3, n=3, all groups",
+    subject=LITERAL,
     mutants={
         "inside the loop, as printed": changed(line_9=running_normalization),
         "without p": changed(line_9=lambda seen: proportional(*(y.goodness / y.proposal for y in seen))),
@@ -363,7 +391,7 @@ def running_normalization(seen: tuple[Seen, ...]) -> Vector:
         "not normalised": changed(line_9=lambda seen: tuple(y.goodness * y.prior / y.proposal for y in seen)),
     },
     code=("brain_core.target_log_ratio", "brain_core.self_normalized_weights"),
-)  # fmt: skip
+)
 def alg_9(algorithm: Algorithm) -> None:
     """Against eq. (6) with a goodness that is a probability, e^r / 10."""
     for prompt in WORLD.prompts:
@@ -377,12 +405,15 @@ def alg_9(algorithm: Algorithm) -> None:
 @claim(
     "alg-10",
     "when the loop over completions ends, a group has n cached completions and as many weights that sum to 1",
-    source="Algorithm 1, line 10", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 10",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "left after the first": changed(line_10=lambda passes: tuple(passes[:1])),
         "only the last is kept": changed(line_10=lambda passes: (passes[-1],) * len(passes)),
     },
-)  # fmt: skip
+)
 def alg_10(algorithm: Algorithm) -> None:
     """The whole group is there, not one completion alone or n times."""
     sizes, kinds = set(), set()
@@ -397,12 +428,15 @@ def alg_10(algorithm: Algorithm) -> None:
 @claim(
     "alg-11",
     "when the loop over prompts ends, S_t holds m groups, one for each of its prompts: m·n completions",
-    source="Algorithm 1, line 11", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 11",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "left after the first": changed(line_11=lambda passes: tuple(passes[:1])),
         "only the last is kept": changed(line_11=lambda passes: (passes[-1],) * len(passes)),
     },
-)  # fmt: skip
+)
 def alg_11(algorithm: Algorithm) -> None:
     """Prompts of the groups are different and m in number."""
     for phase in phases(algorithm):
@@ -418,14 +452,17 @@ def by_prompt(buffer: tuple[Cached, ...], groups: tuple[Cached, ...]) -> tuple[C
 @claim(
     "alg-12",
     "the union keeps every old group as it was: D_t has t·m groups, two of a prompt that was drawn twice",
-    source="Algorithm 1, line 12", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 12",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "new groups replace the old": changed(line_12=lambda buffer, groups: groups),
         "one group a prompt": changed(line_12=by_prompt),
         "new groups are dropped": changed(line_12=lambda buffer, groups: buffer or groups),
     },
     code=("llm.align.train",),
-)  # fmt: skip
+)
 def alg_12(algorithm: Algorithm) -> None:
     """D_t is S_1, …, S_t; with 3 prompts and m·e = 6 some prompt repeats, under several proposals."""
     for history in histories(algorithm):

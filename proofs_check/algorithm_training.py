@@ -45,13 +45,16 @@ from proofs_check.interpreter import (
 @claim(
     "alg-13",
     "a phase makes k updates, and e phases make e·k",
-    source="Algorithm 1, line 13", method=RUNS, case="k ≤ 3, " + CASE, subject=LITERAL,
+    source="Algorithm 1, line 13",
+    method=RUNS,
+    case="k ≤ 3, " + CASE,
+    subject=LITERAL,
     mutants={
         "one update short": changed(line_13=lambda updates: range(1, updates)),
         "one update more": changed(line_13=lambda updates: range(updates + 1)),
     },
     code=("llm.align.one_step",),
-)  # fmt: skip
+)
 def alg_13(algorithm: Algorithm) -> None:
     """Count the updates of every phase."""
     for count in range(4):
@@ -68,7 +71,10 @@ def numbered_buffer(size: int) -> tuple[Cached, ...]:
 @claim(
     "alg-14",
     "the batch comes from all of D_t: every set of groups, old or new, is equally likely",
-    source="Algorithm 1, line 14", method=LAW, case="2 of 5 groups, the last 2 of them new", subject=LITERAL,
+    source="Algorithm 1, line 14",
+    method=LAW,
+    case="2 of 5 groups, the last 2 of them new",
+    subject=LITERAL,
     mutants={
         "from the new groups only": changed(
             line_14=lambda buffer, plan, source: LITERAL.line_14(buffer[-plan.prompts :], plan, source)
@@ -84,7 +90,7 @@ def numbered_buffer(size: int) -> tuple[Cached, ...]:
     code=("llm.train.draw_batch",),
     tests=("tests/llm/test_train.py::test_batches_come_from_all_groups_without_repetition_and_by_name",),
     note="The paper names neither the size of a batch nor whether a group may come twice; here it may not.",
-)  # fmt: skip
+)
 def alg_14(algorithm: Algorithm) -> None:
     """The law of the set of groups in a batch."""
     buffer = numbered_buffer(5)
@@ -95,7 +101,10 @@ def alg_14(algorithm: Algorithm) -> None:
 @claim(
     "alg-15",
     "every group of the batch gives a gradient of its own, from its own completions, proposal and α̂",
-    source="Algorithm 1, line 15", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 15",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "the first group only": changed(line_15=lambda batch: batch[:1]),
         "the first group for all": changed(line_15=lambda batch: batch[:1] * len(batch)),
@@ -104,7 +113,7 @@ def alg_14(algorithm: Algorithm) -> None:
         ),
     },
     code=("llm.train.accumulate_gradient",),
-)  # fmt: skip
+)
 def alg_15(algorithm: Algorithm) -> None:
     """The gradients of an update are those of −D(Y) of its groups, in their order."""
     for update in updates(algorithm):
@@ -130,7 +139,10 @@ def misweighed(kind: str) -> Algorithm:
 @claim(
     "alg-16",
     "β̂ comes from the present q_θ and the group's own cached q': the mean gradient is −∇D_n of that proposal",
-    source="Algorithm 1, line 16", method=LAW + "; derivatives by dual numbers; " + RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 16",
+    method=LAW + "; derivatives by dual numbers; " + RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "uniform": misweighed("uniform"),
         "q_θ without q'": misweighed("no proposal"),
@@ -141,7 +153,7 @@ def misweighed(kind: str) -> Algorithm:
         ),
     },
     code=("brain_core.policy_log_ratio", "llm.train.log_ratios"),
-)  # fmt: skip
+)
 def alg_16(algorithm: Algorithm) -> None:
     """Mean over all groups of a stale proposal; and in runs for batches from several proposals."""
     require_unbiased(algorithm)
@@ -195,7 +207,9 @@ def show_what_literal_differentiation_adds() -> None:
 @claim(
     "alg-17",
     "with constant weights the loss Σ (α̂ − β̂) log q_θ has the gradient −∇D(Y), group by group",
-    source="Algorithm 1, line 17", method=LAW + "; derivatives by dual numbers", case="K=3, n=3, all groups",
+    source="Algorithm 1, line 17",
+    method=LAW + "; derivatives by dual numbers",
+    case="K=3, n=3, all groups",
     subject=LITERAL,
     mutants={
         "differentiated as printed": changed(line_17=literal_gradient),
@@ -214,9 +228,10 @@ def show_what_literal_differentiation_adds() -> None:
         ),
     },
     counterexamples={"weights are constants": show_what_literal_differentiation_adds},
+    tolerance=1e-9,
     code=("brain_core.brain_coefficients", "llm.train.accumulate_gradient"),
     tests=("tests/llm/test_train.py::test_the_gradient_is_that_of_the_self_normalised_kl",),
-)  # fmt: skip
+)
 def alg_17(algorithm: Algorithm) -> None:
     """Every group of every prompt, and their mean."""
     for prompt, seed in itertools.product(WORLD.prompts, SEEDS):
@@ -228,13 +243,16 @@ def alg_17(algorithm: Algorithm) -> None:
 @claim(
     "alg-18",
     "when the loop over the batch ends there is one L_x for each of its groups, none overwritten",
-    source="Algorithm 1, line 18", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 18",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "only the last is kept": changed(line_18=lambda passes: (passes[-1],)),
         "left after the first": changed(line_18=lambda passes: (passes[0],)),
         "the last for all": changed(line_18=lambda passes: (passes[-1],) * len(passes)),
     },
-)  # fmt: skip
+)
 def alg_18(algorithm: Algorithm) -> None:
     """As many as the batch has groups; the sum is that over the batch."""
     for update in updates(algorithm):
@@ -251,7 +269,10 @@ def stepping(factor: Fraction) -> Algorithm:
 @claim(
     "alg-19",
     "θ moves along the gradient of the sum over the batch: γ Σ_x ∇L_x, |B| times that of the mean",
-    source="Algorithm 1, line 19", method=RUNS + "; derivatives by dual numbers", case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 19",
+    method=RUNS + "; derivatives by dual numbers",
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "descent": stepping(Fraction(-1)),
         "mean over the batch": stepping(Fraction(1, 2)),
@@ -265,7 +286,7 @@ def stepping(factor: Fraction) -> Algorithm:
     code=("llm.train.train_step",),
     tests=("tests/llm/test_train.py::test_the_update_does_not_depend_on_how_the_batch_is_cut",),
     note="`llm` and `toy` take the mean over the batch: the same direction, with γ |B| as the learning rate.",
-)  # fmt: skip
+)
 def alg_19(algorithm: Algorithm) -> None:
     """The parameters after an update, on the grid, against −∇ Σ D(Y)."""
     for update in updates(algorithm):
@@ -277,12 +298,15 @@ def alg_19(algorithm: Algorithm) -> None:
 @claim(
     "alg-20",
     "within a phase each update starts where the last one ended, and the proposal stays what it was",
-    source="Algorithm 1, line 20", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 20",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "all from the same policy": changed(line_20=lambda before, after: before),
         "proposal follows every update": changed(line_20=lambda before, after: (after[1], after[1])),
     },
-)  # fmt: skip
+)
 def alg_20(algorithm: Algorithm) -> None:
     """Updates of a phase form a chain under one proposal."""
     for phase in phases(algorithm):
@@ -299,7 +323,10 @@ def midpoint(left: Vector, right: Vector) -> Vector:
 @claim(
     "alg-21",
     "after its k updates, and not before, a phase makes the policy the proposal of the next one",
-    source="Algorithm 1, line 21", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 21",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "never": changed(line_21=lambda proposal, before, policy: proposal),
         "before the updates": changed(line_21=lambda proposal, before, policy: before),
@@ -307,7 +334,7 @@ def midpoint(left: Vector, right: Vector) -> Vector:
     },
     code=("llm.align.phase_groups",),
     note="So q' = q_θ whenever line 6 samples; the two differ where old groups are used again.",
-)  # fmt: skip
+)
 def alg_21(algorithm: Algorithm) -> None:
     """The proposal of a phase is the policy that the last update before it left, and the groups tell so."""
     for history in histories(algorithm):
@@ -323,12 +350,15 @@ def alg_21(algorithm: Algorithm) -> None:
 @claim(
     "alg-22",
     "the next phase trains the policy on from where the last one left it",
-    source="Algorithm 1, line 22", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 22",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "policy starts anew": changed(line_22=lambda before, after: (after[0], WORLD.start)),
         "phase has no effect": changed(line_22=lambda before, after: before),
     },
-)  # fmt: skip
+)
 def alg_22(algorithm: Algorithm) -> None:
     """All e·k updates are one chain, and the policy does move."""
     for history in histories(algorithm):
@@ -340,7 +370,10 @@ def alg_22(algorithm: Algorithm) -> None:
 @claim(
     "alg-23",
     "what is returned is the policy after the last update",
-    source="Algorithm 1, line 23", method=RUNS, case=CASE, subject=LITERAL,
+    source="Algorithm 1, line 23",
+    method=RUNS,
+    case=CASE,
+    subject=LITERAL,
     mutants={
         "the prior": changed(line_23=lambda start, policy: start),
         "halfway": changed(line_23=lambda start, policy: midpoint(start, policy)),
@@ -348,7 +381,7 @@ def alg_22(algorithm: Algorithm) -> None:
     code=("llm.align.publish",),
     tests=("tests/llm/test_align.py::test_the_adapter_reproduces_the_runs_own_log_probs_in_a_fresh_process",),
     note="`llm` can return the best checkpoint by validation in place of the last policy.",
-)  # fmt: skip
+)
 def alg_23(algorithm: Algorithm) -> None:
     """Returned, and in the final state."""
     for history in histories(algorithm):

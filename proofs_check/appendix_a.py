@@ -13,19 +13,20 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from proofs_check.claims import claim, require, require_equal
-from proofs_check.enumeration import Group, mean_over_groups, mean_over_multisets, ordered_groups
+from proofs_check.enumeration import Group, mean_over_groups, ordered_groups
 from proofs_check.exact import Dual, LogNumber, along, in_logits, log
 from proofs_check.groups import (
     ZERO,
     along_score,
+    ascent_along,
     at,
+    brain_coefficients,
     combined,
     divergence,
     divergence_by_laws,
     hidden_index,
     logit_score,
     mean_vector,
-    moving_divergence,
     require_proved,
     shares,
 )
@@ -36,6 +37,12 @@ from proofs_check.section_4 import (
     TANGENTS,
     Values,
     entropy,
+)
+from proofs_check.section_4_theorems import (
+    show_policy_beyond_the_proposal,
+    show_single_completion,
+    show_target_beyond_the_policy,
+    show_target_that_moves,
 )
 
 
@@ -88,19 +95,7 @@ def cases() -> tuple[tuple[Case, Vector], ...]:
     score = [along_score(GENERIC.policy, directions)(GENERIC.policy, y) for y in range(GENERIC.size)]
     found = [Case(GENERIC, GENERIC_GROUP_SIZE, beta, score), in_logits_of(GENERIC, GENERIC_GROUP_SIZE)]
     found += [in_logits_of(problem, 2) for problem in random_toys(8, seed=24)]
-    return tuple((case, ascent(case)) for case in found)
-
-
-def ascent(case: Case) -> Vector:
-    """−∇D_n from the definition."""
-    alpha = case.problem.target_ratio
-    mean = mean_over_groups(
-        case.problem.proposal,
-        case.group_size,
-        lambda group: moving_divergence(at(alpha, group), at(case.beta, group)),
-    )
-    assert isinstance(mean, Dual)
-    return tuple(-slope for slope in mean.slopes)
+    return tuple((case, ascent_along(case.problem, case.beta, case.group_size, mean_over_groups)) for case in found)
 
 
 def require_line(line: Line, name: str) -> None:
@@ -132,7 +127,7 @@ def scaled(vector: Sequence[Fraction], factor: Fraction) -> Vector:
 
 def coefficients(batch: Batch) -> list[Fraction]:
     """α̂ − β̂."""
-    return [a - b for a, b in zip(batch.target_weights, shares(batch.still_beta), strict=True)]
+    return brain_coefficients(batch.alpha, batch.still_beta)
 
 
 def line_24(batch: Batch) -> Vector:
@@ -224,6 +219,7 @@ def line_26(batch: Batch) -> Vector:
         ),
         "equal weights": lambda batch: total([b.log() / len(batch.beta) for b in shares(batch.beta)]).slopes,
     },
+    counterexamples={"α̂ does not depend on θ": show_target_that_moves},
     assumptions=("α̂ does not depend on θ",),
     code=("brain_core.brain_objective",),
 )
@@ -448,7 +444,11 @@ def eq_31(line: Line) -> None:
     tests=(f"{EXACT_TESTS}::test_mean_of_brain_is_the_derivative_of_the_mean_self_normalized_kl",),
 )
 def eq_32(line: Line) -> None:
-    """All cases."""
+    """(31) group by group, and all cases in the mean."""
+    for group in ordered_groups(GENERIC.size, GENERIC_GROUP_SIZE):
+        for case, _ in cases()[:2]:
+            batch = case.batch(group)
+            require_equal(tuple(line(batch)), line_31(batch), f"(31) and (32) of {group}")
     require_line(line, "(32)")
 
 
@@ -518,21 +518,39 @@ def eq_34(alpha: Callable[[Toy], Vector]) -> None:
 
 def disagreements(problem: Toy) -> Iterator[tuple[int, int]]:
     """All (y_+, y_−): π exceeds q at the first, q exceeds π at the second."""
-    excess = [t - q for t, q in zip(problem.posterior, problem.policy, strict=True)]
+    gaps = [t - q for t, q in zip(problem.posterior, problem.policy, strict=True)]
     for plus, minus in itertools.product(range(problem.size), repeat=2):
-        if excess[plus] > 0 > excess[minus]:
+        if gaps[plus] > 0 > gaps[minus]:
             yield plus, minus
 
 
 def show_no_other_member() -> None:
-    """With n = 1 both shares are 1: α = (2, ½), β = (1, 1)."""
-    shares_of_first = [1 / (1 + 0 * low / high) for high, low in ((Fraction(2), Fraction(1, 2)), (Fraction(1), 1))]
-    require_equal(shares_of_first, [1, 1], "shares at n = 1")
+    """In a group of one α̂ = β̂ = 1, though (3, 1) is a (y_+, y_−) of the generic instance."""
+    require((3, 1) in disagreements(GENERIC), "(y_+, y_−)")
+    require_equal(first_shares((3,)), (1, 1), "α̂ and β̂ of a group of one")
 
 
-def show_agreement_of_ratios() -> None:
-    """α = (2, 2), β = (1, 1): both exceed, and the shares are equal."""
-    require_equal(shares([Fraction(2), Fraction(2)]), shares([Fraction(1), Fraction(1)]), "shares")
+def first_shares(group: Group) -> tuple[Fraction, Fraction]:
+    """The first α̂ and the first β̂ of a group of the generic instance, by Bayes' rule."""
+    target, policy = (hidden_index(law, GENERIC.proposal, group) for law in (GENERIC.posterior, GENERIC.policy))
+    return target[0], policy[0]
+
+
+def excess(completion: int) -> Fraction:
+    """π − q on the generic instance."""
+    return GENERIC.posterior[completion] - GENERIC.policy[completion]
+
+
+def show_target_above_at_both() -> None:
+    """π exceeds q at both of (0, 3), and the first α̂, 6/11, is below the first β̂, 3/5."""
+    require(excess(0) > 0 and excess(3) > 0, "π exceeds q")
+    require_equal(first_shares((0, 3)), (Fraction(6, 11), Fraction(3, 5)), "first shares")
+
+
+def show_policy_above_at_both() -> None:
+    """q exceeds π at both of (1, 2), and the first α̂, 5/6, is below the first β̂, 6/7."""
+    require(excess(1) < 0 and excess(2) < 0, "q exceeds π")
+    require_equal(first_shares((1, 2)), (Fraction(5, 6), Fraction(6, 7)), "first shares")
 
 
 @claim(
@@ -549,7 +567,11 @@ def show_agreement_of_ratios() -> None:
         "odds": lambda plus, minus, others: plus / (others * minus),
         "1/n": lambda plus, minus, others: 1 / (1 + others),
     },
-    counterexamples={"n ≥ 2": show_no_other_member, "π(y_−) < q(y_−)": show_agreement_of_ratios},
+    counterexamples={
+        "n ≥ 2": show_no_other_member,
+        "π(y_+) > q(y_+)": show_policy_above_at_both,
+        "π(y_−) < q(y_−)": show_target_above_at_both,
+    },
     assumptions=("n ≥ 2", "π(y_+) > q(y_+)", "π(y_−) < q(y_−)"),
     code=("brain_core.self_normalized_weights",),
 )
@@ -585,17 +607,6 @@ def literal_bound(found: Disagreement) -> Fraction:
     return found.group_size * chance * 2 * found.gap**2
 
 
-def show_disagreement_out_of_reach() -> None:
-    """π = q' = (½, ½, 0), q = (¼, ¼, ½): the only y_− is never drawn, and D_2 = D_3 = 0."""
-    problem = toy((1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 1, 0))
-    require_equal(list(disagreements(problem)), [(0, 2), (1, 2)], "disagreements")
-    for n in (2, 3):
-        found = mean_over_multisets(
-            problem.proposal, n, lambda g: divergence(at(problem.target_ratio, g), at(problem.policy_ratio, g))
-        )
-        require_equal(found, 0, f"D_{n}")
-
-
 NEARLY_EQUAL = toy((501, 499), (1, 1), (1, 1), (1, 1))
 """Where the bound of (36) is sharp to a part in 10⁶."""
 
@@ -615,8 +626,12 @@ NEARLY_EQUAL = toy((501, 499), (1, 1), (1, 1), (1, 1))
         "n + 1 orders": lambda found: literal_bound(found) * (found.group_size + 1) / found.group_size,
         "0": lambda found: Fraction(0),
     },
-    counterexamples={"supp q ⊆ supp q'": show_disagreement_out_of_reach},
-    assumptions=("n ≥ 2", "supp π ⊆ supp q ⊆ supp q'"),
+    counterexamples={
+        "n ≥ 2": show_single_completion,
+        "supp π ⊆ supp q": show_target_beyond_the_policy,
+        "supp q ⊆ supp q'": show_policy_beyond_the_proposal,
+    },
+    assumptions=("n ≥ 2", "supp π ⊆ supp q", "supp q ⊆ supp q'"),
     code=("brain_core.self_normalized_kl", "toy.self_normalized_kl"),
 )
 def eq_36(bound: Callable[[Disagreement], Fraction]) -> None:

@@ -263,7 +263,6 @@ def larger_cases(model: Model) -> None:
         "q of the last token only": Model(likelihood_of_last, chain_rule),
         "score without the softmax's mean": Model(likelihood, counts_only),
     },
-    assumptions=("log q is the sum over the tokens, the end symbol included",),
     tolerance=QUADRATURE_TOLERANCE,
     code=("brain_core.brain_coefficients", "toy.mean_gradient"),
     tests=(

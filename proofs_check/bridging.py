@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -43,6 +45,9 @@ class Refusal(NamedTuple):
     error: type[Exception]
     arguments: tuple[Any, ...]
     options: Options = NO_OPTIONS
+    dtype: str = "float64"
+    says: str = ""
+    """A part of the message."""
 
 
 def sample_of(problem: Toy, group: Sequence[int], factor: Fraction = Fraction(1)) -> Sample:
@@ -142,11 +147,11 @@ def _floats(batch: Batch, of_sample: Callable[[Sample], Any]) -> np.ndarray:
 
 
 def _option(batch: Batch, value: Any) -> Any:
-    """An option as passed: a number where all samples agree, an array otherwise."""
+    """An option as passed: a number where all samples of several agree, an array otherwise, 0-d for a single one."""
     if not callable(value):
         return float(value) if isinstance(value, Fraction) else value
     floats = _floats(batch, value)
-    return float(floats.flat[0]) if (floats == floats.flat[0]).all() else floats
+    return float(floats.flat[0]) if floats.ndim and (floats == floats.flat[0]).all() else floats
 
 
 def shipped(name: str) -> Function:
@@ -202,7 +207,7 @@ def _converter(library: str) -> Callable[[np.ndarray], Any]:
         return np.copy
     import torch
 
-    return lambda array: torch.tensor(array, dtype=torch.float64)
+    return torch.tensor
 
 
 def _converted(options: Mapping[str, Any], convert: Callable[[np.ndarray], Any]) -> dict[str, Any]:
@@ -211,9 +216,9 @@ def _converted(options: Mapping[str, Any], convert: Callable[[np.ndarray], Any])
 
 
 def _outcome(subject: Function, arguments: Sequence[Any], options: Options) -> Any:
-    """What a function returns; an error where it should return is a refutation."""
+    """What a function returns; an error where it should return, and a NaN that numpy makes on the way, is refuted."""
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore", invalid="raise"):
             return subject(*arguments, **options)
     except Exception as error:
         raise Refuted(f"{type(error).__name__}: {error}") from error
@@ -221,15 +226,74 @@ def _outcome(subject: Function, arguments: Sequence[Any], options: Options) -> A
 
 def _require_refused(subject: Function, refusal: Refusal, convert: Callable[[np.ndarray], Any]) -> None:
     """Raise Refuted unless the function raises just that error."""
-    arguments = [convert(np.array(argument, dtype=np.float64)) for argument in refusal.arguments]
+    arguments = [convert(np.array(argument, dtype=refusal.dtype)) for argument in refusal.arguments]
     options = {key: np.array(v) if isinstance(v, list) else v for key, v in refusal.options.items()}
     try:
         with np.errstate(all="ignore"):
             subject(*arguments, **_converted(options, convert))
     except Exception as error:
-        require(type(error) is refusal.error, f"{refusal} gives {type(error).__name__}: {error}")
+        is_right = type(error) is refusal.error and refusal.says in str(error)
+        require(is_right, f"{refusal} gives {type(error).__name__}: {error}")
         return
     raise Refuted(f"{refusal} is not refused")
+
+
+# Input that no function takes
+
+RIGHT_OPTIONS: Options = {"log_normalizer": 0.0, "preference": 0.5}
+"""A value of each option that has no default."""
+
+ELEMENTWISE = ("target_log_ratio", "policy_log_ratio", "bradley_terry_log_goodness", "logistic_log_goodness")
+"""The functions that know no groups."""
+
+NOT_POSITIVE = (0.0, -1.0, math.inf, math.nan)
+NOT_FINITE = (math.inf, -math.inf, math.nan, [[math.nan, 0.0]], [[0.0, math.inf]], [[0.0, -math.inf]])
+ANOTHER_SHAPE = [0.0, 0.0, 0.0]
+WRONG_OPTIONS: Mapping[str, Sequence[Any]] = {
+    "power": NOT_POSITIVE,
+    "temperature": NOT_POSITIVE,
+    "log_normalizer": NOT_FINITE,
+    "preference": (*NOT_FINITE, -0.1, 1.1, [[0.5, -0.1]], [[1.1, 0.5]]),
+    "kind": ("entropy",),
+    "on_empty": ("ignore",),
+}
+"""By option, values that raise ValueError for groups (1, 2)."""
+
+
+def wrong_input(bridge: Bridge) -> Iterator[Refusal]:
+    """Each input and each option in turn with values that no function takes, the others being right."""
+    parameters = inspect.signature(getattr(brain_core, bridge.name)).parameters
+    names = list(parameters)[: len(bridge.arguments)]
+    options = {name: value for name, value in RIGHT_OPTIONS.items() if name in parameters}
+    right = [[[[0.0, 1.0], [1.0, 0.0]]] for _ in names]
+    for place, name in enumerate(names):
+        for wrong, word in ((math.nan, "NaN"), (math.inf, "+inf")):
+            arguments = (*right[:place], [[[0.0, 1.0], [1.0, wrong]]], *right[place + 1 :])
+            yield Refusal(ValueError, arguments, options, says=f"{name} is {word}; first at index (0, 1, 1)")
+    yield Refusal(TypeError, tuple(right), options, dtype="float16", says=f"{names[0]} has dtype")
+    yield from _wrong_shapes(names, options, has_groups=bridge.name not in ELEMENTWISE)
+    yield from _wrong_options(right, options, [name for name in parameters if name in WRONG_OPTIONS])
+
+
+def _wrong_shapes(names: Sequence[str], options: Options, *, has_groups: bool) -> Iterator[Refusal]:
+    """Inputs of two shapes, and groups of nothing."""
+    for name in names[1:]:
+        arguments: tuple[Any, ...] = tuple([[0.0, 1.0]] if other == name else [0.0, 1.0] for other in names)
+        yield Refusal(ValueError, arguments, options, says=f"{name} has shape (1, 2) and {names[0]} (2,)")
+    if has_groups:
+        says = "the last axis, the group, needs at least"
+        yield Refusal(ValueError, (0.0,) * len(names), options, says=says)
+        yield Refusal(ValueError, ([[], []],) * len(names), options, says=says)
+
+
+def _wrong_options(right: Sequence[Any], options: Options, names: Sequence[str]) -> Iterator[Refusal]:
+    """Each of those options in turn with values that it must not have."""
+    for name in names:
+        for wrong in WRONG_OPTIONS[name]:
+            yield Refusal(ValueError, tuple(right), {**options, name: wrong}, says=name)
+        if name in RIGHT_OPTIONS:
+            shapes = "has shape (3,); one number per group has shape (1, 2)"
+            yield Refusal(ValueError, tuple(right), {**options, name: ANOTHER_SHAPE}, says=f"{name} {shapes}")
 
 
 def _require_alike(found: np.ndarray, expected: np.ndarray, batch: Batch, what: str) -> None:
@@ -265,6 +329,7 @@ WORST_EXCLUDED = Batch([sample_of(TIES, (*two, 3)) for two in itertools.product(
 
 SPREAD = np.array([-1.234567890123, 0.543210987654, 2.1, -3.3, 0.123456789])
 TINY = 1e-6 * np.array([0.3, -1.1, 0.7, 2.3, -0.9])
+UNLIKELY = np.array([0.0, 0.0, 0.0, 0.0, -40.0])
 PUSH = np.array([0.4, 1.2, -0.1, 2.9, -4.0])
 
 NEAR = Batch(
@@ -278,8 +343,9 @@ NEAR = Batch(
         written(SPREAD + PUSH, SPREAD + 1e9 / 7),
         written(1e3 * SPREAD, 1e3 * np.roll(SPREAD, 1)),
         written(SPREAD + 0.04 * PUSH, SPREAD),
+        written(SPREAD + TINY + UNLIKELY + UNLIKELY / 40, SPREAD + UNLIKELY),
     ],
-    (3, 3),
+    (2, 5),
     floor=0.0,
 )
 """Target and policy nearly proportional, at magnitudes where their plain difference has few digits or none."""
@@ -317,15 +383,27 @@ HUGE = Batch([written([400.0, 1.0, 0.5], [2.0, 0.0, 0.25]), written([0.0, 1.0, 0
 
 OFFSET = Batch(
     [
-        written(SPREAD, 1e6 / 7 + PUSH)._replace(goodness=[mpmath.mpf(float(value)) for value in rewards])
-        for rewards in (1e6 / 3 + SPREAD, 5.0 * SPREAD)
+        written(SPREAD, offset + PUSH)._replace(goodness=[mpmath.mpf(float(value)) for value in rewards])
+        for offset, rewards in ((1e6 / 7, 1e6 / 3 + SPREAD), (-1e6 / 7, 5.0 * SPREAD))
     ],
     (2,),
     floor=0.0,
 )
 """Rewards and log-ratios that are large but for their differences."""
 
-SELF_NORMALIZED = (EVERY, ALONE, SKIPPED)
+OUT_OF_REACH = Batch(
+    [
+        written([1.0, 2.0, 0.5, -math.inf], [1.3, 1.0, 0.5, -math.inf]),
+        written([0.0, 1000.0, 3.0, -math.inf], [1000.0, 0.0, 1.0, 2.0]),
+        written([0.0, 0.0, 1.0, 2.0], [0.0, -1e40, 0.5, 0.25]),
+        written([-math.inf, -100.5, -100.75, -math.inf], [0.0, -100.0, -100.25, -math.inf]),
+    ],
+    (2, 2),
+)
+"""Where the formula that is not chosen has no value or no slope: target and policy far apart, one or both excluding."""
+
+WEIGHTED = (EVERY, ALONE, SKIPPED)
+SELF_NORMALIZED = (*WEIGHTED, OUT_OF_REACH)
 RAW = (EVERY, ALONE, WITH_TIES)
 FINITE = (EVERY, ALONE)
 

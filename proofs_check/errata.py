@@ -8,33 +8,35 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Any, NamedTuple
 
+from proofs_check.appendix_a import Batch, alpha_of_6, cases, line_30, require_line, times
 from proofs_check.claims import claim, note, require, require_equal
-from proofs_check.enumeration import Group, mean_over_groups, mean_over_multisets, ordered_groups
+from proofs_check.enumeration import Group, mean_over_groups, ordered_groups
 from proofs_check.exact import Dual, LogNumber, in_logits, log
 from proofs_check.groups import (
     ZERO,
     at,
+    brain,
+    brain_coefficients,
     combined,
-    divergence,
+    expected_ascent,
     kl,
     logit_score,
-    mean_vector,
-    require_proved,
+    mean_divergence,
+    mean_estimate,
     shares,
 )
 from proofs_check.instances import GENERIC, Toy, Vector, random_toys, toy
+from proofs_check.section_4 import require_sign_rule
 from proofs_check.sections_5_to_7 import (
     COIN,
+    NEEDED_FOR_DPO,
     ON_PRIOR,
     argmax_divergence,
     as_fraction,
     as_log,
     dpo_loss,
-    mean_divergence,
-    show_ties,
     without_ties,
 )
 
@@ -46,49 +48,13 @@ def scores(problem: Toy) -> list[Vector]:
     return [logit_score(problem.policy, y) for y in range(problem.size)]
 
 
-def brain_weights(problem: Toy, group: Group) -> list[Fraction]:
-    """α̂ − β̂ of a group, eq. (12)."""
-    target, policy = (shares(at(ratio, group)) for ratio in (problem.target_ratio, problem.policy_ratio))
-    return [a - b for a, b in zip(target, policy, strict=True)]
+Slope = Callable[[Fraction, Vector], Vector]
+"""∇ log β from β and ∇ log q."""
 
 
-def mean_gradient(problem: Toy, group_size: int, coefficients: Coefficients) -> Vector:
-    """E Σ c_i ∇ log q(y_i) in the logits, over ordered groups."""
-    in_group = scores(problem)
-    return mean_vector(problem.proposal, group_size, lambda group: combined(coefficients(group), at(in_group, group)))
-
-
-def moving_mean(problem: Toy, policy: Sequence[Dual], group_size: int) -> Dual:
-    """D_n (13) and its slopes."""
-    return mean_divergence(problem, policy, group_size, lambda group: at(problem.target_ratio, group))
-
-
-def ascent(problem: Toy, group_size: int) -> Vector:
-    """−∇D_n in logits, from the definition."""
-    return tuple(-slope for slope in moving_mean(problem, in_logits(problem.policy), group_size).slopes)
-
-
-def still_mean(problem: Toy, group_size: int) -> LogNumber:
-    """D_n over multisets."""
-
-    def of_group(group: Group) -> LogNumber:
-        """D of a group."""
-        return divergence(at(problem.target_ratio, group), at(problem.policy_ratio, group))
-
-    return LogNumber.of(mean_over_multisets(problem.proposal, group_size, of_group))
-
-
-Slope = Callable[[Fraction, Fraction], Fraction]
-
-
-def right_slope(ratio: Fraction, score: Fraction) -> Fraction:
+def right_slope(ratio: Fraction, score: Vector) -> Vector:
     """∇ log β = ∇ log q."""
     return score
-
-
-def printed_slope(ratio: Fraction, score: Fraction) -> Fraction:
-    """∇ log β = β ∇ log q, as (29) has it."""
-    return ratio * score
 
 
 @claim(
@@ -96,32 +62,24 @@ def printed_slope(ratio: Fraction, score: Fraction) -> Fraction:
     "(29) has a β too many: ∇ log β = ∇ log q; the β belongs to ∇β = β ∇ log q, and (30) uses the right form",
     source="eq. (29)",
     method="exact: duals in logits",
-    case="K=4, n=2",
+    case="as eq-24",
     mend="∇ log β_i = ∇ log q_θ(y_i|x)",
     subject=(right_slope, right_slope),
-    mutants={"as printed": (printed_slope, right_slope), "as printed, put into (30)": (right_slope, printed_slope)},
+    mutants={"as printed": (times, right_slope), "as printed, put into (30)": (right_slope, times)},
 )
 def err_1(forms: tuple[Slope, Slope]) -> None:
-    """The first form against the derivative of log β, the second inside (30) against −∇D_2."""
+    """The first form against the derivative of log β, the second inside (30) against −∇D_n."""
     pointwise, inside = forms
-    ratios = [q / s for q, s in zip(in_logits(GENERIC.policy), GENERIC.proposal, strict=True)]
-    for ratio, score in zip(ratios, scores(GENERIC), strict=True):
-        require_equal(ratio.log().slopes, tuple(pointwise(as_fraction(ratio), h) for h in score), "∇ log β")
-    for j, slope in enumerate(ascent(GENERIC, 2)):
-        require_equal(mean_over_groups(GENERIC.proposal, 2, partial(line_30, j, inside)), slope, "(30)")
+    for case, _ in cases():
+        for ratio, score in zip(case.beta, case.score, strict=True):
+            require_equal(tuple(pointwise(as_fraction(ratio), score)), ratio.log().slopes, "∇ log β")
 
+    def line(batch: Batch) -> Vector:
+        """(30) with the second form of ∇ log β in the place of ∇ log q."""
+        slopes = [inside(b, h) for b, h in zip(batch.still_beta, batch.score, strict=True)]
+        return line_30(batch._replace(score=slopes))
 
-def line_30(direction: int, slope: Slope, group: Group) -> Fraction:
-    """Σ α̂_i [∇ log β_i − Σ β_j ∇ log β_j / Σ β_j] in one direction, with a form of ∇ log β."""
-    target, ratios = shares(at(GENERIC.target_ratio, group)), at(GENERIC.policy_ratio, group)
-    slopes = [slope(ratio, score[direction]) for ratio, score in zip(ratios, at(scores(GENERIC), group), strict=True)]
-    mean = sum(b * g for b, g in zip(ratios, slopes, strict=True)) / sum(ratios)
-    return sum((a * (g - mean) for a, g in zip(target, slopes, strict=True)), start=Fraction(0))
-
-
-def printed_ratio(problem: Toy) -> Vector:
-    """α of (6): p p(G=1|y) / q', without p(G=1|x)."""
-    return tuple(p * g / s for p, g, s in zip(problem.prior, problem.goodness, problem.proposal, strict=True))
+    require_line(line, "(30)")
 
 
 HALVES = toy((1, 1), (1, 1), (1, 1), (1, 1))._replace(goodness=(Fraction(1, 2), Fraction(1, 4)))
@@ -130,9 +88,9 @@ HALVES = toy((1, 1), (1, 1), (1, 1), (1, 1))._replace(goodness=(Fraction(1, 2), 
 
 def show_scale_free_conclusion() -> None:
     """On the halves α of (6) is (1/2, 1/4), below β = (1, 1), though π_1 = 2/3 > q_1; still α̂ > β̂, as in (35)."""
-    require_equal(printed_ratio(HALVES), (Fraction(1, 2), Fraction(1, 4)), "α of (6)")
+    require_equal(alpha_of_6(HALVES), (Fraction(1, 2), Fraction(1, 4)), "α of (6)")
     require_equal((HALVES.posterior[0], HALVES.policy_ratio[0]), (Fraction(2, 3), Fraction(1)), "π_+ and β_+")
-    require_equal(shares(printed_ratio(HALVES))[0], Fraction(2, 3), "α̂_+, above β̂_+ = 1/2")
+    require_equal(shares(alpha_of_6(HALVES))[0], Fraction(2, 3), "α̂_+, above β̂_+ = 1/2")
 
 
 @claim(
@@ -143,7 +101,7 @@ def show_scale_free_conclusion() -> None:
     case="K=4; 30 random problems",
     mend="α_i = p(y_i|x,G=1) / q'(y_i|x) in (33) and in the proof of Theorem 4.3",
     subject=lambda problem: problem.target_ratio,
-    mutants={"as printed": printed_ratio},
+    mutants={"as printed": alpha_of_6},
     counterexamples={"the factor 1/p(G=1|x) in α": show_scale_free_conclusion},
 )
 def err_5(target_ratio: Callable[[Toy], Vector]) -> None:
@@ -190,7 +148,7 @@ def show_printed_line_proves_too_little() -> None:
 
 def facts_of(problem: Toy, group_size: int) -> tuple[bool, bool]:
     """Whether KL = 0 and whether D_n = 0."""
-    return kl(problem.posterior, problem.policy) == 0, still_mean(problem, group_size) == 0
+    return kl(problem.posterior, problem.policy) == 0, mean_divergence(problem, group_size) == 0
 
 
 @claim(
@@ -223,7 +181,7 @@ Margin = Callable[[Any, Any, Any, Any], Any]
 def show_positive_weight() -> None:
     """In the group (0, 1) the policy exceeds the posterior on both, yet the first weight is +1/21."""
     require(all(RELATIVE.policy[y] > RELATIVE.posterior[y] for y in (0, 1)), "q exceeds π on both")
-    require_equal(brain_weights(RELATIVE, (0, 1)), [Fraction(1, 21), -Fraction(1, 21)], "weights")
+    require_equal(brain(RELATIVE, (0, 1)), [Fraction(1, 21), -Fraction(1, 21)], "weights")
 
 
 @claim(
@@ -246,23 +204,11 @@ def err_11(margin: Margin) -> None:
     for problem in (GENERIC, RELATIVE):
         for group in ordered_groups(problem.size, 3):
             a, b = at(problem.target_ratio, group), at(problem.policy_ratio, group)
-            for i, weight in enumerate(brain_weights(problem, group)):
+            for i, weight in enumerate(brain(problem, group)):
                 found = margin(a[i], b[i], sum(a), sum(b))
                 require_equal((found > 0, found < 0), (weight > 0, weight < 0), f"sign of weight {i} of {group}")
     for size in (2, 3):
-        require_sign_for_all_reals(margin, size)
-
-
-def require_sign_for_all_reals(margin: Margin, size: int) -> None:
-    """The sign rule for the first of a group of positive real ratios, by z3."""
-    import z3
-
-    a, b = z3.Reals(" ".join(f"a{i}" for i in range(size))), z3.Reals(" ".join(f"b{i}" for i in range(size)))
-    total_a, total_b = z3.Sum(a), z3.Sum(b)
-    positive = [value > 0 for value in (*a, *b)]
-    is_positive = a[0] / total_a > b[0] / total_b
-    found = margin(a[0], b[0], total_a, total_b)
-    require_proved(f"sign rule, n = {size}", *positive, is_positive != (found > 0))
+        require_sign_rule(brain_coefficients, margin, size)
 
 
 Treatment = Callable[[Dual], Dual | Fraction]
@@ -303,7 +249,7 @@ def slope_of_product(weight: Dual | Fraction, policy: Dual, direction: int) -> L
 
 def gradient_of_group(problem: Toy, group: Group) -> list[Fraction]:
     """Σ (α̂_i − β̂_i) ∇ log q(y_i) in the logits."""
-    return list(combined(brain_weights(problem, group), at(scores(problem), group)))
+    return list(combined(brain(problem, group), at(scores(problem), group)))
 
 
 def show_covariance() -> None:
@@ -389,13 +335,14 @@ def err_14(reading: Buffer) -> None:
         problem = GENERIC._replace(proposal=sampled_from)
         cached = reading.proposal_of(sampled_from, proposals[-1])
 
-        def coefficients(group: Group, problem: Toy = problem, cached: Vector = cached) -> list[Fraction]:
+        def coefficients(problem: Toy, group: Group, cached: Vector = cached) -> list[Fraction]:
             """Cached α̂ minus β̂ with the buffer's q'."""
             target = reading.normalize(at(problem.target_ratio, group))
             policy = shares([problem.policy[y] / cached[y] for y in group])
             return [a - b for a, b in zip(target, policy, strict=True)]
 
-        require_equal(mean_gradient(problem, 2, coefficients), ascent(problem, 2), "mean gradient of the buffer")
+        mean = mean_estimate(problem, 2, coefficients, mean_over_groups)
+        require_equal(mean, expected_ascent(problem, 2), "mean gradient of the buffer")
 
 
 class Relation(NamedTuple):
@@ -408,14 +355,6 @@ class Relation(NamedTuple):
 def chance_of_same(prior: Vector) -> LogNumber:
     """log 2 · P(y1 = y2)."""
     return sum((p * p for p in prior), start=Fraction(0)) * log(2)
-
-
-def show_beta_must_be_one() -> None:
-    """β = 2 on the coin: DPO's loss is (log 5 + log 2)/2, its slope −4/5, that of the divergence −1/3."""
-    policy = in_logits(COIN.policy)
-    found = dpo_loss(COIN, policy, lambda winner, loser: (1 + (loser / winner) * (loser / winner)).log())
-    require_equal((found.value, found.slopes[0]), (log(10) / 2, -Fraction(4, 5)), "DPO at β = 2")
-    require_equal(argmax_divergence(COIN, policy).slopes[0], -Fraction(1, 3), "slope of the divergence")
 
 
 @claim(
@@ -431,8 +370,8 @@ def show_beta_must_be_one() -> None:
         "as printed: the objective itself": Relation(1, chance_of_same),
         "log 2 for every pair": Relation(-1, lambda prior: log(2)),
     },
-    counterexamples={"β = 1": show_beta_must_be_one, "no ties between distinct outputs": show_ties},
-    assumptions=("q' = p, n = 2", "labels from the reward", "β = 1", "no ties between distinct outputs"),
+    counterexamples=NEEDED_FOR_DPO,
+    assumptions=tuple(NEEDED_FOR_DPO),
     code=("brain_core.argmax_brain_objective", "brain_core.dpo_objective"),
     tests=("tests/brain_core/test_identities.py::test_argmax_brain_of_a_pair_is_dpo",),
 )

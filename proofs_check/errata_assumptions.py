@@ -11,22 +11,35 @@ from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
+from proofs_check.beyond_divergence import (
+    dpg_coefficients,
+    gdcpp_coefficients,
+    show_restricted_family,
+    show_two_minima,
+)
 from proofs_check.claims import claim, require, require_close, require_equal
-from proofs_check.enumeration import Group, mean_over_multisets, mean_self_normalized, ordered_groups, probability
-from proofs_check.errata import brain_weights, mean_gradient, moving_mean, scores, still_mean
+from proofs_check.enumeration import Group, mean_over_multisets, ordered_groups, probability
+from proofs_check.errata import scores
 from proofs_check.exact import Dual, LogNumber, along, in_logits, log
-from proofs_check.groups import ZERO, at, combined, kl, shares
+from proofs_check.groups import ZERO, Estimator, at, brain, combined, kl, mean_divergence, mean_estimate, shares
 from proofs_check.instances import GENERIC, Toy, Vector, proportional, random_toys, toy
-from proofs_check.sections_5_to_7 import argmax_divergence, as_fraction, as_log, logistic, mean_divergence
+from proofs_check.section_4 import OFF_POLICY, ON_POLICY, literal_policy_weights, mean_baseline
+from proofs_check.section_4_theorems import (
+    reading,
+    show_gradient_of_kl,
+    show_policy_beyond_the_proposal,
+    show_single_completion,
+    show_target_beyond_the_proposal,
+)
+from proofs_check.sections_5_to_7 import argmax_divergence, as_fraction, as_log, logistic, weighted_divergence
 from toy import gaussian_moments
 
 
 def show_nothing_to_compare() -> None:
-    """n = 1 on the generic instance: every coefficient and D_1 are 0, KL(π‖q) is 0.0546."""
+    """n = 1 on the generic instance: every coefficient and D_1 are 0, KL(π‖q) is positive."""
     for y in range(GENERIC.size):
-        require_equal(brain_weights(GENERIC, (y,)), [0], "coefficient of a group of one")
-    require_equal(still_mean(GENERIC, 1), 0, "D_1")
-    require_close(float(kl(GENERIC.posterior, GENERIC.policy)), 0.0546104, 1e-7, "KL")
+        require_equal(brain(GENERIC, (y,)), [0], "coefficient of a group of one")
+    show_single_completion()
 
 
 @claim(
@@ -49,7 +62,7 @@ def err_2(group_sizes: Sequence[int]) -> None:
     optima = tuple(problem._replace(policy=problem.posterior) for problem in problems)
     for problem, size in itertools.product((*problems, *optima), group_sizes):
         is_solved = problem.policy == problem.posterior
-        require_equal(still_mean(problem, size) == 0, is_solved, f"D_{size} = 0 and q = π")
+        require_equal(mean_divergence(problem, size) == 0, is_solved, f"D_{size} = 0 and q = π")
 
 
 Convention = Callable[[int], Sequence[Fraction]]
@@ -82,22 +95,6 @@ def narrow_weights(problem: Toy, convention: Convention, group: Group) -> Sequen
     return shares(ratios) if any(ratios) else convention(len(group))
 
 
-def show_truncated_sampling() -> None:
-    """q has mass where q' has none (top-p, top-k): π = q' = (½, ½, 0), q = (¼, ¼, ½), D_n = 0 and KL = log 2."""
-    problem = toy((1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 1, 0))
-    for size in (2, 3, 4):
-        require_equal(still_mean(problem, size), 0, f"D_{size}")
-    require_equal(kl(problem.posterior, problem.policy), log(2), "KL")
-
-
-def show_unsampled_target() -> None:
-    """π = (1, 1, 3)/5, q = (2, 2, 1)/5, q' = (½, ½, 0): D_n = 0, KL = (3 log 3 − 2 log 2)/5."""
-    problem = toy((1, 1, 3), (1, 1, 1), (2, 2, 1), (1, 1, 0))
-    for size in (2, 3, 4):
-        require_equal(still_mean(problem, size), 0, f"D_{size}")
-    require_equal(kl(problem.posterior, problem.policy), (3 * log(3) - 2 * log(2)) / 5, "KL")
-
-
 @claim(
     "err-3",
     "Supports: supp π may be smaller than supp q', then α̂ can be 0/0 and must count 0; supp q ⊆ supp q' cannot go",
@@ -108,20 +105,23 @@ def show_unsampled_target() -> None:
     subject=nothing,
     mutants={"as printed: 0/0": undefined, "silently uniform": spread},
     assumptions=("supp π ⊆ supp q'", "supp q ⊆ supp q'"),
-    counterexamples={"supp q ⊆ supp q'": show_truncated_sampling, "supp π ⊆ supp q'": show_unsampled_target},
+    counterexamples={
+        "supp q ⊆ supp q'": show_policy_beyond_the_proposal,
+        "supp π ⊆ supp q'": show_target_beyond_the_proposal,
+    },
     code=("brain_core.SupportError", "brain_core.brain_coefficients"),
     tests=("tests/brain_core/test_semantics.py::test_group_without_target_mass_raises_or_contributes_nothing",),
 )
 def err_3(convention: Convention) -> None:
     """Theorem 4.2 stays, and D_2 goes to 0 with KL: at 1/1000 from the optimum it is below 1/100."""
-    found = mean_divergence(NARROW, in_logits(NARROW.policy), 2, lambda g: narrow_weights(NARROW, convention, g))
+    found = weighted_divergence(NARROW, in_logits(NARROW.policy), 2, lambda g: narrow_weights(NARROW, convention, g))
     require(found.value > 0, "D_2 > 0 away from the optimum")
-    mean = mean_gradient(NARROW, 2, lambda g: narrow_coefficients(NARROW, convention, g))
+    mean = mean_estimate(NARROW, 2, lambda problem, g: narrow_coefficients(problem, convention, g))
     require_equal(mean, tuple(-slope for slope in found.slopes), "E ĝ and −∇D_2")
     near = proportional(
         *(999 * target + extra for target, extra in zip(NARROW.posterior, proportional(0, 0, 3, 1), strict=True))
     )
-    nearly = mean_divergence(NARROW, in_logits(near), 2, lambda g: narrow_weights(NARROW, convention, g))
+    nearly = weighted_divergence(NARROW, in_logits(near), 2, lambda g: narrow_weights(NARROW, convention, g))
     require(0 < nearly.value < Fraction(1, 100), "D_2 is small near the optimum")
 
 
@@ -166,9 +166,6 @@ def slope_of_divergence(target: Vector, policy: Sequence[Dual], sources: Sources
     return total
 
 
-ON_POLICY = GENERIC._replace(proposal=GENERIC.policy)
-
-
 def show_moving_law() -> None:
     """q = q' = (1, 2)/3, π = (2, 1)/3, n = 2: a law that moves adds (4/27) KL((4/5, 1/5) ‖ (1/2, 1/2)) to −2/15."""
     problem = toy((1, 2), (4, 1), (1, 2), (1, 2))
@@ -193,17 +190,22 @@ def show_moving_law() -> None:
         "α̂ follows θ": lambda policy: Sources(constants(policy), policy, constants(policy)),
         "q' in β̂ follows θ": lambda policy: Sources(constants(policy), constants(policy), policy),
     },
-    assumptions=("q' does not depend on θ", "domination, automatic on finite sets"),
+    assumptions=("q' does not depend on θ",),
     counterexamples={"q' does not depend on θ": show_moving_law},
     note="the domination that infinite sets need is assumed, not checked",
 )
 def err_4(sources_of: Callable[[Sequence[Dual]], Sources]) -> None:
     """The derivative of D_2 with these sources against −E ĝ."""
     policy = in_logits(ON_POLICY.policy)
-    mean = mean_gradient(ON_POLICY, 2, lambda group: brain_weights(ON_POLICY, group))
+    mean = mean_estimate(ON_POLICY, 2, brain)
     for direction, ascent in enumerate(mean):
         slope = slope_of_divergence(ON_POLICY.posterior, policy, sources_of(policy), direction)
         require_equal(slope, -ascent, f"∂D_2/∂z_{direction}")
+
+
+def moving_mean(problem: Toy, policy: Sequence[Dual], group_size: int) -> Dual:
+    """D_n (13) and its slopes."""
+    return weighted_divergence(problem, policy, group_size, lambda group: at(problem.target_ratio, group))
 
 
 Family = Callable[[Fraction], list[Dual]]
@@ -222,40 +224,6 @@ def curve(x: Fraction) -> list[Dual]:
     return along((Fraction(1), x, Fraction(1, 4) + (x - 2) ** 2 / 2), ((0, 1, x - 2),))
 
 
-def show_second_minimum() -> None:
-    """Along the curve D_2 has minima in (7/8, 1), about 9.3e-4, and in (7/2, 29/8), about 0.067."""
-    for low, high, depth, tolerance in ((7, 8, 9.3e-4, 5e-6), (28, 29, 0.067, 5e-4)):
-        left, right = Fraction(low, 8), Fraction(high, 8)
-        ends = [slope_along_curve(x) for x in (left, right)]
-        require(ends[0] < 0 < ends[1], f"D_2 has a minimum between {left} and {right}")
-        for _ in range(8):
-            middle = (left + right) / 2
-            left, right = (middle, right) if slope_along_curve(middle) < 0 else (left, middle)
-        found = moving_mean(EVEN, curve(left), 2)
-        require_close(float(as_log(found)), depth, tolerance, "D_2 at the minimum")
-
-
-def slope_along_curve(x: Fraction) -> Fraction:
-    """dD_2/dx on the curve."""
-    return moving_mean(EVEN, curve(x), 2).slopes[0]
-
-
-def show_not_the_projection() -> None:
-    """Logits φ·(0, 1, 2): at KL's projection (1, 2, 4)/7 of (5, 6, 17)/28 the slopes of −D_2 are not 0."""
-    target, policy, feature = proportional(5, 6, 17), proportional(1, 2, 4), (0, 1, 2)
-    mean = sum(q * t for q, t in zip(policy, feature, strict=True))
-    require_equal(sum(a * t for a, t in zip(target, feature, strict=True)), mean, "moments at KL's projection")
-    tilted = along(policy, ([q * (t - mean) for q, t in zip(policy, feature, strict=True)],))
-    expected = (
-        (policy, Fraction(495, 105154)),
-        (EVEN.prior, -Fraction(784, 34155)),
-        (target, -Fraction(7935, 1682464)),
-    )
-    for proposal, slope in expected:
-        problem = Toy(EVEN.prior, target, policy, proposal)
-        require_equal(-moving_mean(problem, tilted, 2).slopes[0], slope, "slope of −D_2")
-
-
 @claim(
     "err-9",
     "“The only minima” is true over distributions, false over θ: D_n has other local minima and another projection",
@@ -265,8 +233,11 @@ def show_not_the_projection() -> None:
     mend="q_θ = π is the only minimum over distributions; a family that cannot reach π has minima of its own",
     subject=line_of_logits,
     mutants={"as printed: any family": curve},
-    assumptions=("q ranges over all distributions",),
-    counterexamples={"every θ": show_second_minimum, "π within reach of the family": show_not_the_projection},
+    assumptions=("q ranges over all distributions", "π within reach of the family"),
+    counterexamples={
+        "q ranges over all distributions": show_two_minima,
+        "π within reach of the family": show_restricted_family,
+    },
 )
 def err_9(family: Family) -> None:
     """The slope of D_2 rises along the family and changes sign once."""
@@ -274,9 +245,6 @@ def err_9(family: Family) -> None:
     require_equal(sum(a < 0 < b for a, b in itertools.pairwise(slopes)), 1, "number of minima")
     require(all(a < b for a, b in itertools.pairwise(slopes)), "D_2 is convex along the family")
 
-
-SKEW = toy((1, 1, 1), (1, 1, 1), (1, 2, 3), (3, 2, 1))
-"""q = (1, 2, 3)/6 and q' = (3, 2, 1)/6."""
 
 Bias = Callable[[Toy, int], Sequence[Fraction]]
 
@@ -290,26 +258,12 @@ def leading_bias(problem: Toy, group_size: int) -> list[Fraction]:
     ]
 
 
-def mean_baseline(problem: Toy, group_size: int) -> list[Fraction]:
-    """E Σ β̂ h in the logits, from the law of the sum of β."""
-    weight = mean_self_normalized(problem.policy_ratio, problem.proposal, group_size)
-    return [w - q for w, q in zip(weight, problem.policy, strict=True)]
-
-
-def show_bias_against_kl() -> None:
-    """Generic instance, n = 3: E ĝ is not π − q = −∇KL; in the first logit 0.0084 against 1/70 = 0.0143."""
-    mean = mean_gradient(GENERIC, 3, lambda group: brain_weights(GENERIC, group))
-    require_equal(GENERIC.posterior[0] - GENERIC.policy[0], Fraction(1, 70), "first logit of −∇KL")
-    require_equal(mean[0], Fraction(62736621751, 7508685800000), "first logit of E ĝ")
-
-
 @claim(
     "err-10",
     "“Without any bias” is true of (9), not of its estimate (10): that has mean −E[β² h]/n + O(1/n²), 0 on-policy",
     source="section 4, around eqs. (9) and (10)",
-    method="exact: law of the sum of β; published figures to their digits",
+    method="exact: multisets",
     case="K=3, n up to 32",
-    tolerance=5e-5,
     mend="the estimate (10) is biased by −E_q'[β² h]/n; (12) is unbiased for −∇D_n, not for −∇KL",
     subject=leading_bias,
     mutants={
@@ -317,37 +271,22 @@ def show_bias_against_kl() -> None:
         "wrong sign": lambda problem, n: [-bias for bias in leading_bias(problem, n)],
         "of order 1/n²": lambda problem, n: [bias / n for bias in leading_bias(problem, n)],
     },
-    counterexamples={"against D_n, not KL": show_bias_against_kl},
+    counterexamples={"against D_n, not KL": show_gradient_of_kl},
     code=("brain_core.brain_coefficients",),
 )
 def err_10(bias: Bias) -> None:
-    """n² times the rest stays below 1; on-policy there is nothing left; the published figures."""
+    """n² times the rest stays below 1; on-policy there is nothing left."""
     for size in (4, 8, 16, 32):
-        rest = [m - b for m, b in zip(mean_baseline(SKEW, size), bias(SKEW, size), strict=True)]
+        mean = mean_baseline(OFF_POLICY, size, literal_policy_weights)
+        rest = [m - b for m, b in zip(mean, bias(OFF_POLICY, size), strict=True)]
         require(all(abs(value) * size**2 <= 1 for value in rest), f"n² times the rest at n = {size}")
-    require_equal(mean_baseline(ON_POLICY, 3), list(bias(ON_POLICY, 3)), "mean of (10) on-policy")
-    require_equal(mean_baseline(SKEW, 1), [Fraction(1, 3), 0, -Fraction(1, 3)], "mean of (10) at n = 1")
-    for value, expected in zip(mean_baseline(SKEW, 16), (0.2865, 0.2969, -0.5834), strict=True):
-        require_close(16 * float(value), expected, 5e-5, "n times the mean of (10) at n = 16")
+    on_policy = mean_baseline(ON_POLICY, 3, literal_policy_weights)
+    require_equal(on_policy, tuple(bias(ON_POLICY, 3)), "mean of (10) on-policy")
 
 
-Estimator = Callable[[Toy, Group], Sequence[Fraction]]
-
-
-def snis_weights(problem: Toy, group: Group) -> list[Fraction]:
-    """α̂, eq. (7)."""
-    return shares(at(problem.target_ratio, group))
-
-
-def dpg_weights(problem: Toy, group: Group) -> list[Fraction]:
-    """α/n."""
-    return [a / len(group) for a in at(problem.target_ratio, group)]
-
-
-def gdcpp_weights(problem: Toy, group: Group) -> list[Fraction]:
-    """(α − β)/n."""
-    pairs = zip(at(problem.target_ratio, group), at(problem.policy_ratio, group), strict=True)
-    return [(a - b) / len(group) for a, b in pairs]
+snis = reading(lambda alpha, beta: shares(alpha))
+dpg = reading(dpg_coefficients)
+gdcpp = reading(gdcpp_coefficients)
 
 
 def total_variance(problem: Toy, group_size: int, estimator: Estimator) -> Fraction:
@@ -377,17 +316,14 @@ SAMPLED_FROM_TARGET = toy((1, 1), (1, 4), (4, 1), (1, 4))
 
 def show_higher_variance_on_policy() -> None:
     """The peaked problem, n = 8: BRAIn 0.0860, GDC++ 0.0784, SNIS 0.0564."""
-    figures = ((brain_weights, 0.0860), (gdcpp_weights, 0.0784), (snis_weights, 0.0564))
-    for estimator, expected in figures:
-        found = float(total_variance(PEAKED, 8, estimator))
-        require_close(found, expected, 5e-5, f"variance of {estimator.__name__}")
+    for name, estimator, expected in (("(12)", brain, 0.0860), ("GDC++", gdcpp, 0.0784), ("(7)", snis, 0.0564)):
+        require_close(float(total_variance(PEAKED, 8, estimator)), expected, 5e-5, f"variance of {name}")
 
 
 def show_higher_variance_from_target() -> None:
     """q' = π, n = 3: (12) has 448/3267, (7) and DPG, which is the same there, 8/75."""
-    expected = ((brain_weights, Fraction(448, 3267)), (snis_weights, Fraction(8, 75)), (dpg_weights, Fraction(8, 75)))
-    for estimator, variance in expected:
-        require_equal(total_variance(SAMPLED_FROM_TARGET, 3, estimator), variance, f"variance of {estimator.__name__}")
+    variances = [total_variance(SAMPLED_FROM_TARGET, 3, estimator) for estimator in (brain, snis, dpg)]
+    require_equal(variances, [Fraction(448, 3267), Fraction(8, 75), Fraction(8, 75)], "variances of (12), (7), DPG")
 
 
 def show_higher_variance_on_gaussians() -> None:
@@ -402,6 +338,7 @@ def show_higher_variance_on_gaussians() -> None:
     source="section 4, before eq. (8)",
     method="exact: total variance over multisets; quadrature for the Gaussian toy",
     case="K=4, n=3; K=3, n=8",
+    tolerance=5e-5,
     mend="subtracting (10) leaves no variance at q = π; elsewhere it can raise the variance",
     subject=lambda problem: problem.policy == problem.posterior,
     mutants={
@@ -423,7 +360,7 @@ def err_12(is_promised: Callable[[Toy], bool]) -> None:
     promised = [case for case in cases if is_promised(case[0])]
     require(bool(promised), "something is promised")
     for problem, size in promised:
-        with_baseline, without = (total_variance(problem, size, e) for e in (brain_weights, snis_weights))
+        with_baseline, without = (total_variance(problem, size, e) for e in (brain, snis))
         require(with_baseline < without, "variance of (12) below that of (7)")
         require(with_baseline == 0 or (problem, size) not in optima, "no variance at the optimum")
 
@@ -431,10 +368,18 @@ def err_12(is_promised: Callable[[Toy], bool]) -> None:
 Goodness = Callable[[Vector], Sequence[Fraction]]
 
 
+def relative_to_best(exp_reward: Sequence[Fraction]) -> list[Fraction]:
+    """e^{r − max r}: the largest goodness that (19) allows."""
+    return [e / max(exp_reward) for e in exp_reward]
+
+
 def show_unbounded_reward() -> None:
-    """Rewards k log 2: with c = 2^−m, c e^r is 2 at k = m + 1, so no c works; m up to 60."""
-    for m in range(61):
-        require_equal(Fraction(1, 2**m) * 2 ** (m + 1), 2, "c e^r")
+    """p_k = 2·3^−(k+1), r = k log 2, so that Σ p e^r < 2: the largest p(G=1|x) for N outcomes is below 4·2^−N."""
+    for outcomes in (10, 20, 60):
+        goodness = relative_to_best([Fraction(2**k) for k in range(outcomes)])
+        evidence = sum(Fraction(2, 3 ** (k + 1)) * g for k, g in enumerate(goodness))
+        expected = Fraction(4, 2**outcomes) * (1 - Fraction(2, 3) ** outcomes)
+        require_equal(evidence, expected, "p(G=1|x)")
 
 
 def show_diverging_normalizer() -> None:
@@ -458,7 +403,7 @@ def show_ratio_is_not_odds() -> None:
     method="exact: reward tables with rational e^r",
     case="3 tables",
     mend="assume sup r < ∞ and Σ p e^r < ∞; (19) is a ratio of probabilities, not log-odds of G; (15) is another model",
-    subject=lambda exp_reward: [e / max(exp_reward) for e in exp_reward],
+    subject=relative_to_best,
     mutants={"as printed, with e^r for g": list, "as printed, with (15) for g": lambda e: [logistic(x) for x in e]},
     assumptions=("sup r < ∞", "Σ p e^r < ∞"),
     counterexamples={
@@ -482,22 +427,20 @@ RANKED = toy((4, 1, 2, 3), (2, 5, 1, 3), (4, 1, 2, 3), (4, 1, 2, 3))
 """p = q' = (4, 1, 2, 3)/10, e^r = (2, 5, 1, 3)."""
 
 
-def tilted(power: int) -> list[Dual]:
-    """q ∝ p e^{λr} on the ranked problem, as constants."""
-    weights = (p * e**power for p, e in zip(RANKED.prior, RANKED.goodness, strict=True))
-    return [Dual(q, (Fraction(0),)) for q in proportional(*weights)]
+def logits_of(power: int) -> list[Dual]:
+    """q ∝ p e^{λr} on the ranked problem, with its slopes in the logits."""
+    return in_logits(proportional(*(p * e**power for p, e in zip(RANKED.prior, RANKED.goodness, strict=True))))
 
 
 def tilted_divergence(power: int) -> LogNumber:
     """The divergence with argmax weights, n = 2, at q ∝ p e^{λr}."""
-    return as_log(argmax_divergence(RANKED, tilted(power)))
+    return as_log(argmax_divergence(RANKED, logits_of(power)))
 
 
 def show_infimum() -> None:
     """0.485, 0.284, 0.168, 0.040, 7.5e-5 at λ = 0, 1, 2, 5, 20; at 80 below 2e-15: −log β̂ ≤ e^{−λ(r_w − r_l)}."""
-    for power, expected in ((0, 0.485), (1, 0.284), (2, 0.168), (5, 0.040)):
-        require_close(float(tilted_divergence(power)), expected, 5e-4, f"divergence at λ = {power}")
-    require_close(float(tilted_divergence(20)), 7.5e-5, 1e-6, "divergence at λ = 20")
+    for power, expected in ((0, 0.4852030), (1, 0.2844053), (2, 0.1684917), (5, 0.0404275), (20, 0.0000745)):
+        require_close(float(tilted_divergence(power)), expected, 5e-8, f"divergence at λ = {power}")
     pairs = itertools.combinations(zip(RANKED.prior, RANKED.goodness, strict=True), 2)
     bound = sum(2 * p * s * (min(e, f) / max(e, f)) ** 80 for (p, e), (s, f) in pairs)
     require(0 < bound < Fraction(2, 10**15), "bound at λ = 80")
@@ -505,9 +448,27 @@ def show_infimum() -> None:
 
 def show_softmax_has_a_minimum() -> None:
     """With the softmax of (21) the divergence is 0 at λ = 1 and positive at 0 and 2."""
-    weights = [mean_divergence(RANKED, tilted(power), 2, lambda g: shares(at(RANKED.goodness, g))).value
-               for power in (0, 1, 2)]  # fmt: skip
-    require(weights[1] == 0 and weights[0] > 0 and weights[2] > 0, "the minimum with softmax is the posterior")
+
+    def with_softmax(power: int) -> Dual:
+        """The divergence at q ∝ p e^{λr}, with its slopes in the logits."""
+        return weighted_divergence(RANKED, logits_of(power), 2, lambda group: shares(at(RANKED.goodness, group)))
+
+    below, there, above = (with_softmax(power) for power in (0, 1, 2))
+    require(as_log(below) > 0 and as_log(above) > 0, "away from the posterior the divergence is positive")
+    require_equal((there.value, there.slopes), (0, (0,) * RANKED.size), "value and slopes at the posterior")
+
+
+def show_posterior_is_not_stationary() -> None:
+    """With argmax the divergence has slopes at the posterior: 172/2625 in the first logit, and others."""
+    require_equal(tuple(q.value for q in logits_of(1)), RANKED.posterior, "λ = 1 is the posterior")
+    expected = (Fraction(172, 2625), -Fraction(437, 8400), Fraction(9, 100), -Fraction(207, 2000))
+    require_equal(argmax_divergence(RANKED, logits_of(1)).slopes, expected, "slopes at the posterior")
+
+
+def slope_along_reward(power: int) -> LogNumber:
+    """The derivative in λ of the divergence with argmax weights: the logits of q ∝ p e^{λr} move along r."""
+    slopes = argmax_divergence(RANKED, logits_of(power)).slopes
+    return sum((slope * log(e) for slope, e in zip(slopes, RANKED.goodness, strict=True)), start=ZERO)
 
 
 @claim(
@@ -518,19 +479,24 @@ def show_softmax_has_a_minimum() -> None:
     case="K=4, λ = 0 to 8",
     mend="with argmax the infimum 0 is not attained, and the posterior (λ = 1) is no stationary point",
     subject=lambda power: power + 1,
+    tolerance=5e-8,
     mutants={
         "as printed: the posterior is best": lambda power: 1,
         "back to the prior": lambda power: max(power - 1, 0),
     },
-    counterexamples={"argmax": show_softmax_has_a_minimum, "an attained infimum": show_infimum},
+    counterexamples={
+        "argmax": show_softmax_has_a_minimum,
+        "an attained infimum": show_infimum,
+        "a stationary posterior": show_posterior_is_not_stationary,
+    },
     code=("brain_core.argmax_brain_objective", "brain_core.dpo_objective"),
 )
 def err_17(better: Callable[[int], int]) -> None:
-    """From every λ the subject leads to another one, no higher and never 0."""
+    """From every λ, where the divergence falls, the subject leads to another one, lower and not 0."""
     for power in range(8):
+        require(slope_along_reward(power) < 0, f"the divergence falls at λ = {power}")
         found = tilted_divergence(better(power))
-        require(0 < found <= tilted_divergence(power), f"λ = {better(power)} is not above λ = {power}")
-    require(all(better(power) != power for power in range(8)), "no λ is left as the best")
+        require(0 < found < tilted_divergence(power), f"λ = {better(power)} is below λ = {power}")
 
 
 Exponent = Callable[[int], int]
@@ -564,23 +530,28 @@ def halves_between(exponent: Exponent, outcomes: int) -> Fraction:
     "err-18",
     "D_n need not be finite: it needs q > 0 wherever π > 0 and, on infinite sets, E|log β| < ∞",
     source="Definition 4.1",
-    method="exact: bounds on D_2 by its first outcomes, ½E|Δ log β| − log 2 ≤ D_2 ≤ ½E|Δ log β| where α = 1",
-    case="π = q' = 2^−k, the first 12 outcomes",
+    method="exact: ½E|Δ log β| − log 2 ≤ D_2 ≤ ½E|Δ log β| where α = 1; that mean grows by less and less",
+    case="π = q' = 2^−k, the first 32, 64 and 128 outcomes",
     mend="add to Definition 4.1: q > 0 wherever π > 0, and E|log β| < ∞",
-    subject=lambda k: 2 * k,
-    mutants={"as printed: any q > 0": lambda k: 4**k},
+    subject=(lambda k: 2 * k, lambda k: 3 * k, lambda k: 4 * k, lambda k: k * k),
+    mutants={
+        "as printed: any q > 0": (lambda k: 4**k,),
+        "E|log β| = ∞, slowly: 2^k/k": (lambda k: 2**k // k,),
+        "E|log β| = ∞: 2^k": (lambda k: 2**k,),
+    },
     assumptions=("q > 0 wherever π > 0", "E|log β| < ∞"),
     counterexamples={"q > 0 wherever π > 0": show_missing_policy_mass, "E|log β| < ∞": show_infinite_divergence},
     code=("brain_core.SupportError",),
     tests=(
         "tests/brain_core/test_semantics.py::test_policy_without_mass_where_the_target_has_some_raises_support_error",
     ),
-    note="partial sums are checked up to 12 outcomes, not their limit",
+    note="partial sums are checked up to 128 outcomes, not their limit",
 )
-def err_18(exponent: Exponent) -> None:
-    """The upper bound of D_2 / log 2 by the first N outcomes stays below 1, and the bounds hold pair by pair."""
-    for outcomes in range(2, 13):
-        require(halves_between(exponent, outcomes) <= 1, f"D_2 of the first {outcomes} outcomes")
+def err_18(exponents: Sequence[Exponent]) -> None:
+    """Outcomes 64 to 127 add at most 3/4 of what 32 to 63 add, and the bounds hold pair by pair."""
+    for exponent in exponents:
+        first, second, third = (halves_between(exponent, 2**doublings - 1) for doublings in (5, 6, 7))
+        require(third - second <= Fraction(3, 4) * (second - first), "the mean of |Δ log β| does not converge")
     for gap in range(12):
         value = kl(proportional(1, 1), proportional(1, 2**gap))
         half = Fraction(gap, 2) * log(2)

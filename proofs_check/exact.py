@@ -7,7 +7,7 @@ equal exactly where their coefficients are; the sign is certified by interval ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -188,15 +188,12 @@ def _sums(left: tuple[Fraction, ...], right: tuple[Fraction, ...]) -> tuple[Frac
 
 def in_logits(probabilities: Sequence[Fraction]) -> list[Dual]:
     """A softmax policy with its derivatives in all K logits: ∂q_k/∂z_j = q_k (δ_jk − q_j)."""
-    return [Dual(q, tuple(q * ((j == k) - other) for j, other in enumerate(probabilities)))
-            for k, q in enumerate(probabilities)]  # fmt: skip
+    return [
+        Dual(q, tuple(q * ((j == k) - other) for j, other in enumerate(probabilities)))
+        for k, q in enumerate(probabilities)
+    ]
 
 
 def along(probabilities: Sequence[Fraction], directions: Sequence[Sequence[Rational]]) -> list[Dual]:
     """Probabilities with their derivatives along directions in probability space, tangent to the simplex or not."""
     return [Dual(q, tuple(Fraction(direction[k]) for direction in directions)) for k, q in enumerate(probabilities)]
-
-
-def slopes_of(function: Callable[[Sequence[Dual]], Dual], policy: Sequence[Dual]) -> tuple[Fraction, ...]:
-    """The derivatives of a function of the policy in the policy's directions."""
-    return function(policy).slopes

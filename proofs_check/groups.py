@@ -8,13 +8,24 @@ from fractions import Fraction
 from typing import Any
 
 from proofs_check.claims import require
-from proofs_check.enumeration import Group, law_of_sum, mean_over_groups, mean_self_normalized
-from proofs_check.exact import Dual, LogNumber, Rational, log
+from proofs_check.enumeration import (
+    Group,
+    law_of_sum,
+    mean_over_groups,
+    mean_over_multisets,
+    mean_self_normalized,
+)
+from proofs_check.exact import Dual, LogNumber, Rational, in_logits, log
 from proofs_check.instances import Toy, Vector
 
 ZERO = LogNumber(Fraction(0))
 
 SOLVER_MILLISECONDS = 20_000
+
+Values = Sequence[Any]
+
+Estimator = Callable[[Toy, Group], Sequence[Fraction]]
+"""From a problem and a group to one coefficient per member."""
 
 
 def at(vector: Sequence[Any], group: Group) -> list[Any]:
@@ -50,6 +61,11 @@ def divergence(alpha: Sequence[Fraction], beta: Sequence[Fraction]) -> LogNumber
     return kl(shares(alpha), shares(beta)) if any(alpha) else ZERO
 
 
+def brain_coefficients(alpha: Sequence[Any], beta: Sequence[Any]) -> list[Any]:
+    """The coefficients of eq. (12): α̂ − β̂."""
+    return [a - b for a, b in zip(shares(alpha), shares(beta), strict=True)]
+
+
 def moving_divergence(alpha: Sequence[Fraction], beta: Sequence[Dual]) -> Dual:
     """D(Y) with its derivatives, where the policy's ratios move and the target's do not; 0 where every α is 0."""
     still: Dual = beta[0] * 0
@@ -60,13 +76,16 @@ def moving_divergence(alpha: Sequence[Fraction], beta: Sequence[Dual]) -> Dual:
 
 
 def divergence_by_laws(problem: Toy, group_size: int) -> LogNumber:
-    """D_n = E Σ α̂ log(α/β) − E log A + E log B, from the laws of A and of B; for proposals without zeros."""
-    alpha, beta = problem.target_ratio, problem.policy_ratio
-    share = mean_self_normalized(alpha, problem.proposal, group_size)
+    """D_n = E Σ α̂ log(α/β) − E log A + E log B over the groups with A > 0, from the laws of A and of B."""
+    alpha, beta, proposal = problem.target_ratio, problem.policy_ratio, problem.proposal
+    share = mean_self_normalized(alpha, proposal, group_size)
     terms = [mass * log(a / b) for mass, a, b in zip(share, alpha, beta, strict=True) if mass]
-    for sign, ratio in ((-1, alpha), (1, beta)):
-        law = law_of_sum(ratio, problem.proposal, group_size)
-        terms += [sign * mass * log(total) for total, mass in law.items()]
+    terms += [-mass * log(total) for total, mass in law_of_sum(alpha, proposal, group_size).items() if total]
+    outside = [Fraction(0) if a else s for a, s in zip(alpha, proposal, strict=True)]
+    empty = law_of_sum(beta, outside, group_size)
+    for total, mass in law_of_sum(beta, proposal, group_size).items():
+        if counted := mass - empty.get(total, Fraction(0)):
+            terms.append(counted * log(total))
     return sum(terms, start=ZERO)
 
 
@@ -99,6 +118,45 @@ def mean_vector(
     """E over groups of a vector, which travels as the slopes of a dual number; over ordered groups or multisets."""
     mean: Dual = over(proposal, group_size, lambda group: Dual(Fraction(0), tuple(value(group))))
     return mean.slopes
+
+
+def ratios(problem: Toy, group: Group) -> tuple[Values, Values]:
+    """α and β of a group."""
+    return at(problem.target_ratio, group), at(problem.policy_ratio, group)
+
+
+def brain(problem: Toy, group: Group) -> list[Fraction]:
+    """The estimate of eq. (12): α̂ − β̂ of a group."""
+    return brain_coefficients(*ratios(problem, group))
+
+
+def mean_divergence(problem: Toy, group_size: int) -> LogNumber:
+    """D_n over multisets."""
+    return LogNumber.of(mean_over_multisets(problem.proposal, group_size, lambda g: divergence(*ratios(problem, g))))
+
+
+def expected_ascent(problem: Toy, group_size: int, over: Callable[..., Any] = mean_over_multisets) -> Vector:
+    """−∇D_n in the logits, from the definition: dual numbers through every group's divergence."""
+    beta = [q / s for q, s in zip(in_logits(problem.policy), problem.proposal, strict=True)]
+    return ascent_along(problem, beta, group_size, over)
+
+
+def ascent_along(problem: Toy, beta: Sequence[Dual], group_size: int, over: Callable[..., Any]) -> Vector:
+    """−∇D_n in the directions of the policy's ratios."""
+    alpha = problem.target_ratio
+    mean: Dual = over(problem.proposal, group_size, lambda group: moving_divergence(at(alpha, group), at(beta, group)))
+    return tuple(-slope for slope in mean.slopes)
+
+
+def mean_estimate(
+    problem: Toy, group_size: int, estimator: Estimator, over: Callable[..., Any] = mean_over_multisets
+) -> Vector:
+    """E ĝ in the logits."""
+
+    def estimate(group: Group) -> Vector:
+        return combined(estimator(problem, group), [logit_score(problem.policy, y) for y in group])
+
+    return mean_vector(problem.proposal, group_size, estimate, over)
 
 
 def require_proved(what: str, *counterexample: Any) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from proofs_check.claims import claim, require, require_close, require_equal
 from proofs_check.enumeration import (
@@ -16,12 +17,14 @@ from proofs_check.enumeration import (
     mean_over_multisets,
     mean_self_normalized,
     ordered_groups,
+    probability,
 )
 from proofs_check.exact import Dual, LogNumber, along, in_logits, log
 from proofs_check.groups import (
     ZERO,
     along_score,
     at,
+    brain_coefficients,
     combined,
     hidden_index,
     kl,
@@ -30,7 +33,7 @@ from proofs_check.groups import (
     require_proved,
     shares,
 )
-from proofs_check.instances import GENERIC, GENERIC_GROUP_SIZE, Toy, Vector, proportional, random_toys, toy
+from proofs_check.instances import GENERIC, GENERIC_GROUP_SIZE, Toy, Vector, proportional, random_toys, ratio, toy
 
 Values = Sequence[Any]
 Weights = Callable[..., Values]
@@ -39,6 +42,15 @@ ON_TARGET = GENERIC._replace(policy=GENERIC.posterior)
 ON_POLICY = GENERIC._replace(proposal=GENERIC.policy)
 TANGENTS = ((1, -1, 0, 0), (0, 1, -1, 0), (0, 0, 1, -1), (2, -1, -1, 0), (1, 1, 1, -3))
 OFF_SIMPLEX = (1, 0, 0, 0)
+
+
+def show_group_without_target_mass() -> None:
+    """A group that q' draws with probability 1/16 and π never: α̂ would be 0/0, and −β̂ alone sums to −1."""
+    problem = toy((1, 1, 1), (0, 1, 1), (1, 1, 1), (1, 1, 2))
+    require_equal(probability((0, 0), problem.proposal), Fraction(1, 16), "probability of the group")
+    require_equal(at(problem.target_ratio, (0, 0)), [0, 0], "α")
+    require_equal(-sum(shares(at(problem.policy_ratio, (0, 0)))), -1, "sum of the coefficients, with 0 for 0/0")
+
 
 UNSUPPORTED = Toy(
     prior=proportional(1, 1, 3),
@@ -170,7 +182,10 @@ def show_constant_that_moves() -> None:
         "E_q log π": (lambda target, policy: expected_log(policy, target), lambda target, policy: entropy(target)),
         "E_q log q": (lambda target, policy: expected_log(policy, policy), lambda target, policy: entropy(target)),
     },
-    counterexamples={"π does not depend on θ": show_constant_that_moves},
+    counterexamples={
+        "π does not depend on θ": show_constant_that_moves,
+        "q > 0 wherever π > 0": show_divergence_without_bound,
+    },
     assumptions=("π does not depend on θ", "q > 0 wherever π > 0"),
     code=("brain_core.snis_objective",),
 )
@@ -218,6 +233,56 @@ def eq_4(integrand: Callable[[Fraction, Fraction, Fraction], LogNumber]) -> None
         require_equal(found, expected_log(problem.posterior, problem.policy), "importance-weighted mean")
 
 
+def dot(weights: Values, values: Sequence[LogNumber]) -> LogNumber:
+    """Σ weight · value."""
+    return sum((weight * value for weight, value in zip(weights, values, strict=True)), start=ZERO)
+
+
+class SampleMean(NamedTuple):
+    """The estimate of a group from α and log q, and the limit of n times its bias."""
+
+    estimate: Callable[[Values, Values], LogNumber]
+    leading_bias: Callable[[Toy], LogNumber]
+
+
+def literal_estimate(alpha: Values, log_policy: Values) -> LogNumber:
+    """Eq. (5)."""
+    return dot(shares(alpha), log_policy)
+
+
+def squared_target(problem: Toy) -> Vector:
+    """q' α²."""
+    return tuple(s * a**2 for s, a in zip(problem.proposal, problem.target_ratio, strict=True))
+
+
+def leading_bias(problem: Toy) -> LogNumber:
+    """−E_{q'}[α² (log q − E_π log q)]."""
+    squares = squared_target(problem)
+    return sum(squares) * expected_log(problem.posterior, problem.policy) - expected_log(squares, problem.policy)
+
+
+def abs_of(value: LogNumber) -> LogNumber:
+    """Its absolute value."""
+    return value * value.sign()
+
+
+@cache
+def bias_of_sample_mean(problem: Toy, group_size: int) -> LogNumber:
+    """E of (5) minus E_π log q, from the law of A."""
+    mean = mean_self_normalized(problem.target_ratio, problem.proposal, group_size)
+    return expected_log(mean, problem.policy) - expected_log(problem.posterior, problem.policy)
+
+
+UNBIASED_ALONE = toy((3, 2, 1), (1, 1, 1), (1, 2, 1), (1, 1, 1))
+"""The bias of (5) is 0 at n = 1 and 0.0103 at n = 2."""
+
+
+def show_bias_that_grows() -> None:
+    """The bias of UNBIASED_ALONE: 0 at n = 1, (2/135) log 2 at n = 2."""
+    found = [bias_of_sample_mean(UNBIASED_ALONE, n) for n in (1, 2)]
+    require_equal(found, [ZERO, Fraction(2, 135) * log(2)], "bias")
+
+
 def show_bias_of_one_sample() -> None:
     """With n = 1 the mean of (5) is E_{q'} log q, whatever the posterior."""
     found = mean_over_groups(GENERIC.proposal, 1, lambda g: log(GENERIC.policy[g[0]]))
@@ -227,40 +292,49 @@ def show_bias_of_one_sample() -> None:
 
 @claim(
     "eq-5",
-    "Σ α̂ log q is the quotient of the sample means of α log q and of α; its bias shrinks as n grows",
+    "Σ α̂ log q is the quotient of the sample means; its bias is −E_{q'}[α² (log q − E_π log q)]/n + O(1/n²)",
     source="eq. (5)",
     method="exact: all ordered groups; laws of A for the bias",
-    case="K=4, n=3; bias at n=1, 2, 4, 8",
-    subject=lambda alpha, log_policy: sum((a * x for a, x in zip(shares(alpha), log_policy, strict=True)), start=ZERO),
+    case="K=4, n=3; bias of two problems at n=16 and 32",
+    subject=SampleMean(literal_estimate, leading_bias),
     mutants={
-        "divided by n": lambda alpha, log_policy: sum(
-            (a / len(alpha) * x for a, x in zip(alpha, log_policy, strict=True)), start=ZERO
+        "divided by n": SampleMean(
+            lambda alpha, log_policy: dot([a / len(alpha) for a in alpha], log_policy), leading_bias
         ),
-        "equal weights": lambda alpha, log_policy: sum(log_policy, start=ZERO) / len(alpha),
-        "mean, not sum, over the weights": lambda alpha, log_policy: (
-            sum((a * x for a, x in zip(shares(alpha), log_policy, strict=True)), start=ZERO) / len(alpha)
+        "equal weights": SampleMean(lambda alpha, log_policy: sum(log_policy, start=ZERO) / len(alpha), leading_bias),
+        "mean, not sum, over the weights": SampleMean(
+            lambda alpha, log_policy: literal_estimate(alpha, log_policy) / len(alpha), leading_bias
         ),
-        "the best only": lambda alpha, log_policy: log_policy[list(alpha).index(max(alpha))],
+        "the best only": SampleMean(lambda alpha, log_policy: log_policy[list(alpha).index(max(alpha))], leading_bias),
+        "no bias of order 1/n": SampleMean(literal_estimate, lambda problem: ZERO),
+        "bias not centred": SampleMean(
+            literal_estimate, lambda problem: -expected_log(squared_target(problem), problem.policy)
+        ),
+        "bias 10% too large": SampleMean(literal_estimate, lambda problem: leading_bias(problem) * Fraction(11, 10)),
+        "bias of the other sign": SampleMean(literal_estimate, lambda problem: -leading_bias(problem)),
     },
-    counterexamples={"n → ∞, for an estimate without bias": show_bias_of_one_sample},
+    counterexamples={
+        "A > 0": show_group_without_target_mass,
+        "n → ∞, for an estimate without bias": show_bias_of_one_sample,
+        "n → ∞, for a bias that shrinks": show_bias_that_grows,
+    },
     assumptions=("A > 0",),
     code=("brain_core.snis_objective",),
 )
-def eq_5(estimate: Callable[[Values, Values], LogNumber]) -> None:
-    """α of (6) for the estimate, the normalised π/q' for the sample means."""
+def eq_5(parts: SampleMean) -> None:
+    """α of (6) for the estimate, the normalised π/q' for the sample means; n · bias against its limit."""
     unnormalized = [p * g / s for p, g, s in zip(GENERIC.prior, GENERIC.goodness, GENERIC.proposal, strict=True)]
     log_policy = [log(q) for q in GENERIC.policy]
     for group in groups():
         ratio = at(GENERIC.target_ratio, group)
-        mean = sum((a * log_policy[y] for a, y in zip(ratio, group, strict=True)), start=ZERO) / len(group)
-        expected = mean / (sum(ratio) / len(group))
-        require_equal(estimate(at(unnormalized, group), at(log_policy, group)), expected, f"estimate of {group}")
-    limit = expected_log(GENERIC.posterior, GENERIC.policy)
-    means = [
-        expected_log(mean_self_normalized(unnormalized, GENERIC.proposal, n), GENERIC.policy) for n in (1, 2, 4, 8)
-    ]
-    bias = [abs(float(mean - limit)) for mean in means]
-    require(bias == sorted(bias, reverse=True), f"the bias does not shrink: {bias}")
+        expected = dot(ratio, at(log_policy, group)) / len(group) / (sum(ratio) / len(group))
+        found = parts.estimate(at(unnormalized, group), at(log_policy, group))
+        require_equal(found, expected, f"estimate of {group}")
+    for problem in (GENERIC, UNBIASED_ALONE):
+        limit = parts.leading_bias(problem)
+        far, near = (n * bias_of_sample_mean(problem, n) - limit for n in (16, 32))
+        share = 10 * far.sign() * (2 * near - far)
+        require(-abs_of(far) < share < abs_of(far), "n · bias nears its limit like 1/n, to a tenth of the distance")
 
 
 def literal_target_weights(prior: Values, goodness: Values, proposal: Values) -> Values:
@@ -268,11 +342,11 @@ def literal_target_weights(prior: Values, goodness: Values, proposal: Values) ->
     return shares([p / s * g for p, g, s in zip(prior, goodness, proposal, strict=True)])
 
 
-def show_group_without_target_mass() -> None:
-    """A group that the proposal draws with probability 1/16, whose every α is 0: α̂ would be 0/0."""
-    problem = toy((1, 1, 1), (0, 1, 1), (1, 1, 1), (1, 1, 2))
-    require_equal(sum(at(problem.target_ratio, (0, 0))), 0, "A")
-    require_equal(problem.proposal[0] ** 2, Fraction(1, 16), "probability of the group")
+def require_no_quotient(law: Vector) -> None:
+    """The group (0, 2) of UNSUPPORTED: Bayes gives all weight to the one that only the law can draw, law/q' none."""
+    group = (0, 2)
+    require_equal(hidden_index(law, UNSUPPORTED.proposal, group), [0, 1], "chances to come from the law")
+    require_equal(shares(at(ratio(law, UNSUPPORTED.proposal), group)), [1, 0], "weights, with 0 for law/0")
 
 
 @claim(
@@ -290,7 +364,10 @@ def show_group_without_target_mass() -> None:
         "proposal inverted": lambda p, g, s: shares([a * b * c for a, b, c in zip(p, g, s, strict=True)]),
         "not normalised": lambda p, g, s: [a * b / c for a, b, c in zip(p, g, s, strict=True)],
     },
-    counterexamples={"A > 0": show_group_without_target_mass},
+    counterexamples={
+        "A > 0": show_group_without_target_mass,
+        "q' > 0 on the group": lambda: require_no_quotient(UNSUPPORTED.posterior),
+    },
     assumptions=("A > 0", "q' > 0 on the group"),
     code=("brain_core.target_log_ratio", "brain_core.self_normalized_weights"),
     tests=("tests/brain_core/test_goodness_and_diagnostics.py::test_weights_are_a_distribution",),
@@ -316,6 +393,14 @@ def show_gradient_of_moving_weights() -> None:
     require_equal(sum(extra, start=ZERO), Fraction(-3, 16) * log(Fraction(1, 3)), "the missing term")
 
 
+def show_slope_without_bound() -> None:
+    """α̂ = (½, ½) at q = (10⁻ᵏ, rest), along (1, −1): the slope of Σ α̂ log q exceeds ½ 10ᵏ − 1, for every k."""
+    for zeros in (8, 16):
+        small = Fraction(1, 10**zeros)
+        first, second = (q.log() for q in along((small, 1 - small), ((1, -1),)))
+        require(((first + second) / 2).slopes[0] > Fraction(10**zeros, 2) - 1, "the slope is not bounded")
+
+
 @claim(
     "eq-7",
     "The gradient of Σ α̂ log q with α̂ held constant is Σ α̂ ∇ log q",
@@ -324,13 +409,16 @@ def show_gradient_of_moving_weights() -> None:
     case="K=4, n=3, all ordered groups; 4 logits, 5 tangent directions and one off the simplex",
     subject=lambda alpha, beta: shares(alpha),
     mutants={
-        "with the baseline of (12)": lambda alpha, beta: literal_coefficients(alpha, beta),
+        "with the baseline of (12)": brain_coefficients,
         "divided by n": lambda alpha, beta: [a / len(alpha) for a in shares(alpha)],
         "not self-normalised": lambda alpha, beta: alpha,
         "sign": lambda alpha, beta: [-a for a in shares(alpha)],
         "weights of the policy": lambda alpha, beta: shares(beta),
     },
-    counterexamples={"α̂ is held constant": show_gradient_of_moving_weights},
+    counterexamples={
+        "α̂ does not depend on θ (detached)": show_gradient_of_moving_weights,
+        "q > 0 on the group": show_slope_without_bound,
+    },
     assumptions=("α̂ does not depend on θ (detached)", "q > 0 on the group"),
     code=("brain_core.snis_coefficients",),
     tests=(f"{EXACT_TESTS}::test_coefficients_of_every_group_equal_the_exact_ones",),
@@ -373,8 +461,8 @@ def eq_8(score: Callable[[Fraction, Fraction], Fraction]) -> None:
         for y, q in enumerate(in_logits(problem.policy)):
             found = tuple(score(problem.policy[y], slope) for slope in q.slopes)
             require_equal(found, logit_score(problem.policy, y), f"score of {y}")
-    for probability, moving in zip(GENERIC.policy, along(GENERIC.policy, TANGENTS), strict=True):
-        found = tuple(score(probability, slope) for slope in moving.slopes)
+    for chance, moving in zip(GENERIC.policy, along(GENERIC.policy, TANGENTS), strict=True):
+        found = tuple(score(chance, slope) for slope in moving.slopes)
         require_equal(found, moving.log().slopes, "score along directions")
 
 
@@ -408,7 +496,7 @@ def show_direction_off_the_simplex() -> None:
     },
     assumptions=("q > 0 where the score is taken", "Σ q = 1 for every θ"),
     counterexamples={
-        "q > 0": show_mass_that_the_score_does_not_see,
+        "q > 0 where the score is taken": show_mass_that_the_score_does_not_see,
         "Σ q = 1 for every θ": show_direction_off_the_simplex,
     },
 )
@@ -451,7 +539,7 @@ def show_bias_off_policy() -> None:
 
 @claim(
     "eq-10",
-    "The baseline Σ β̂ ∇ log q estimates 0: exactly so in the mean if q' = q, else with bias −E_{q'}[β² ∇ log q]/n",
+    "The baseline Σ β̂ ∇ log q estimates 0: its mean is 0 if q' = q, else −E_{q'}[β² ∇ log q]/n + O(1/n²)",
     source="eq. (10)",
     method="exact: multisets",
     case="K=4 on-policy, n=1, 2, 3; K=3 off-policy, n=1, 4, 16",
@@ -500,6 +588,7 @@ def eq_10(weights: Weights) -> None:
         ],
         "not normalised": lambda q, s: [a / b for a, b in zip(q, s, strict=True)],
     },
+    counterexamples={"q' > 0 on the group": lambda: require_no_quotient(UNSUPPORTED.policy)},
     assumptions=("q' > 0 on the group",),
     code=("brain_core.policy_log_ratio", "brain_core.self_normalized_weights"),
     tests=("tests/brain_core/test_goodness_and_diagnostics.py::test_weights_are_a_distribution",),
@@ -516,9 +605,22 @@ def eq_11(weights: Weights) -> None:
             require_equal(list(equal), [Fraction(1, len(group))] * len(group), "on-policy weights")
 
 
-def literal_coefficients(alpha: Values, beta: Values) -> Values:
-    """The coefficients of eq. (12): α̂ − β̂."""
-    return [a - b for a, b in zip(shares(alpha), shares(beta), strict=True)]
+def show_group_without_policy_mass() -> None:
+    """A group that q' draws with probability 1/16 and q never: β̂ would be 0/0, and α̂ alone sums to 1."""
+    problem = toy((1, 1, 1), (1, 1, 1), (0, 1, 1), (1, 1, 2))
+    require_equal(probability((0, 0), problem.proposal), Fraction(1, 16), "probability of the group")
+    require_equal(at(problem.policy_ratio, (0, 0)), [0, 0], "β")
+    require_equal(sum(shares(at(problem.target_ratio, (0, 0)))), 1, "sum of the coefficients, with 0 for 0/0")
+
+
+def require_sign_rule(coefficients: Weights, margin: Callable[[Any, Any, Any, Any], Any], size: int) -> None:
+    """By z3: the first coefficient of a group of positive reals is positive exactly where its margin is."""
+    import z3
+
+    alpha, beta = z3.Reals([f"a{i}" for i in range(size)]), z3.Reals([f"b{i}" for i in range(size)])
+    positive = [value > 0 for value in (*alpha, *beta)]
+    rule = (coefficients(alpha, beta)[0] > 0) == (margin(alpha[0], beta[0], sum(alpha), sum(beta)) > 0)
+    require_proved(f"sign of a coefficient, n = {size}", *positive, z3.Not(rule))
 
 
 @claim(
@@ -527,16 +629,16 @@ def literal_coefficients(alpha: Values, beta: Values) -> Values:
     source="eq. (12)",
     method="exact: Bayes' rule on whole groups; z3 for all real weights, n ≤ 3",
     case="K=4, n=3, all ordered groups",
-    subject=literal_coefficients,
+    subject=brain_coefficients,
     mutants={
         "no baseline": lambda alpha, beta: shares(alpha),
         "β̂ uniform": lambda alpha, beta: [a - Fraction(1, len(alpha)) for a in shares(alpha)],
-        "swapped": lambda alpha, beta: literal_coefficients(beta, alpha),
+        "swapped": lambda alpha, beta: brain_coefficients(beta, alpha),
         "not self-normalised": lambda alpha, beta: [a - b for a, b in zip(alpha, beta, strict=True)],
-        "divided by n": lambda alpha, beta: [c / len(alpha) for c in literal_coefficients(alpha, beta)],
+        "divided by n": lambda alpha, beta: [c / len(alpha) for c in brain_coefficients(alpha, beta)],
         "one normaliser for both": lambda alpha, beta: [(a - b) / sum(alpha) for a, b in zip(alpha, beta, strict=True)],
     },
-    counterexamples={"A > 0": show_group_without_target_mass},
+    counterexamples={"A > 0": show_group_without_target_mass, "B > 0": show_group_without_policy_mass},
     assumptions=("A > 0", "B > 0"),
     code=("brain_core.brain_coefficients",),
     tests=(f"{EXACT_TESTS}::test_coefficients_of_every_group_equal_the_exact_ones",),
@@ -558,5 +660,4 @@ def eq_12(coefficients: Weights) -> None:
         for signs in ([1] * i + [-1] * (n - i) for i in range(1, n)):
             total = sum(sign * c for sign, c in zip(signs, found, strict=True))
             require_proved(f"l1 norm ≤ 2, n = {n}", *positive, total > 2)
-        rule = (found[0] > 0) == (alpha[0] * sum(beta) > beta[0] * sum(alpha))
-        require_proved(f"sign of a coefficient, n = {n}", *positive, z3.Not(rule))
+        require_sign_rule(coefficients, lambda a, b, total_a, total_b: a * total_b - b * total_a, n)

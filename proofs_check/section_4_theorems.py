@@ -16,18 +16,25 @@ from proofs_check.enumeration import (
     mean_self_normalized,
     ordered_groups,
 )
-from proofs_check.exact import Dual, LogNumber, along, in_logits, log
+from proofs_check.exact import LogNumber, along, log
 from proofs_check.groups import (
     ZERO,
+    Estimator,
     along_score,
+    ascent_along,
     at,
+    brain,
+    brain_coefficients,
     combined,
     divergence,
     divergence_by_laws,
+    expected_ascent,
     kl,
     logit_score,
+    mean_divergence,
+    mean_estimate,
     mean_vector,
-    moving_divergence,
+    ratios,
     require_proved,
     shares,
 )
@@ -42,10 +49,18 @@ from proofs_check.instances import (
     ratio,
     toy,
 )
-from proofs_check.section_4 import EXACT_TESTS, OFF_SIMPLEX, ON_TARGET, TANGENTS, Values, entropy, problems
-
-Estimator = Callable[[Toy, Group], Sequence[Fraction]]
-"""From a problem and a group to one coefficient per member."""
+from proofs_check.section_4 import (
+    EXACT_TESTS,
+    OFF_SIMPLEX,
+    ON_TARGET,
+    TANGENTS,
+    UNSUPPORTED,
+    Values,
+    entropy,
+    problems,
+    show_divergence_without_bound,
+    show_group_without_target_mass,
+)
 
 
 class Divergence(NamedTuple):
@@ -82,7 +97,7 @@ def show_infinite_mean() -> None:
         ),
     },
     counterexamples={"q > 0 wherever π > 0": show_infinite_mean},
-    assumptions=("supp π ⊆ supp q ⊆ supp q'",),
+    assumptions=("q > 0 wherever π > 0",),
     tolerance=5e-5,
     code=("toy.self_normalized_kl", "brain_core.self_normalized_kl"),
     tests=(f"{EXACT_TESTS}::test_mean_of_brain_is_the_derivative_of_the_mean_self_normalized_kl",),
@@ -105,11 +120,6 @@ def eq_13(reading: Divergence) -> None:
     example = toy((90, 9, 1), (1, 1, 1), (90, 1, 9), (2, 9, 9))
     for n, figure in zip(range(2, 9), (0.7157, 0.9301, 0.9665, 0.9381, 0.8872, 0.8302, 0.7738), strict=True):
         require_close(float(mean(example, n)), figure, 5e-5, f"D_{n} of the example of T4a")
-
-
-def ratios(problem: Toy, group: Group) -> tuple[Values, Values]:
-    """α and β of a group."""
-    return at(problem.target_ratio, group), at(problem.policy_ratio, group)
 
 
 def literal_divergence(alpha: Values, beta: Values) -> LogNumber:
@@ -141,7 +151,11 @@ def show_negative_without_normalization() -> None:
             sum((a - b) ** 2 / b for a, b in zip(shares(alpha), shares(beta), strict=True))
         ),
     },
-    counterexamples={"both weights are normalised": show_negative_without_normalization},
+    counterexamples={
+        "both weights are normalised": show_negative_without_normalization,
+        "β > 0 wherever α > 0": show_divergence_without_bound,
+        "A > 0": show_group_without_target_mass,
+    },
     assumptions=("β > 0 wherever α > 0", "A > 0"),
     code=("brain_core.self_normalized_kl",),
     tests=("tests/brain_core/test_precision.py::test_divergence_agrees_with_80_digits_relative_to_itself",),
@@ -157,30 +171,6 @@ def eq_14(value: Callable[[Values, Values], LogNumber]) -> None:
             require_equal(found.sign(), 0 if shares(alpha) == shares(beta) else 1, f"sign of D of {group}")
 
 
-def expected_ascent(problem: Toy, group_size: int, over: Callable[..., Any] = mean_over_multisets) -> Vector:
-    """−∇D_n in the logits, from the definition: dual numbers through every group's divergence."""
-    beta = [q / s for q, s in zip(in_logits(problem.policy), problem.proposal, strict=True)]
-    return ascent_along(problem, beta, group_size, over)
-
-
-def ascent_along(problem: Toy, beta: Sequence[Dual], group_size: int, over: Callable[..., Any]) -> Vector:
-    """−∇D_n in the directions of the policy's ratios."""
-    alpha = problem.target_ratio
-    mean: Dual = over(problem.proposal, group_size, lambda group: moving_divergence(at(alpha, group), at(beta, group)))
-    return tuple(-slope for slope in mean.slopes)
-
-
-def mean_estimate(
-    problem: Toy, group_size: int, estimator: Estimator, over: Callable[..., Any] = mean_over_multisets
-) -> Vector:
-    """E ĝ in the logits."""
-
-    def estimate(group: Group) -> Vector:
-        return combined(estimator(problem, group), [logit_score(problem.policy, y) for y in group])
-
-    return mean_vector(problem.proposal, group_size, estimate, over)
-
-
 def mean_by_laws(problem: Toy, group_size: int) -> Vector:
     """E ĝ of (12) in the logits, from the laws of A and of B."""
     target = mean_self_normalized(problem.target_ratio, problem.proposal, group_size)
@@ -193,8 +183,7 @@ def weighing(target: Callable[[Toy], Vector], policy: Callable[[Toy], Vector]) -
     """The estimate α̂ − β̂ with these ratios in place of α and β."""
 
     def coefficients(problem: Toy, group: Group) -> list[Fraction]:
-        weights = shares(at(target(problem), group)), shares(at(policy(problem), group))
-        return [a - b for a, b in zip(*weights, strict=True)]
+        return brain_coefficients(at(target(problem), group), at(policy(problem), group))
 
     return coefficients
 
@@ -202,9 +191,6 @@ def weighing(target: Callable[[Toy], Vector], policy: Callable[[Toy], Vector]) -
 def reading(formula: Callable[[Values, Values], list[Fraction]]) -> Estimator:
     """The estimate with a formula of the right α and β."""
     return lambda problem, group: formula(*ratios(problem, group))
-
-
-brain = weighing(lambda problem: problem.target_ratio, lambda problem: problem.policy_ratio)
 
 
 def target_ratio(problem: Toy) -> Vector:
@@ -377,12 +363,8 @@ def theorem_42_on_all_ordered_groups(estimator: Estimator) -> None:
         "q > 0 wherever q' > 0": show_policy_without_mass,
         "the divergence is D_n, not KL": show_gradient_of_kl,
     },
-    assumptions=(
-        "q' does not depend on θ",
-        "α̂ does not depend on θ",
-        "q > 0 wherever q' > 0",
-        "∇ and E may be exchanged (finite 𝒴)",
-    ),
+    assumptions=("q' does not depend on θ", "α̂ does not depend on θ", "q > 0 wherever q' > 0"),
+    note="on infinite 𝒴 ∇ and E must be exchangeable; here 𝒴 is finite",
     code=("brain_core.brain_coefficients", "toy.exact_moments", "toy.mean_gradient"),
     tests=(
         f"{EXACT_TESTS}::test_mean_of_brain_is_the_derivative_of_the_mean_self_normalized_kl",
@@ -464,11 +446,6 @@ def theorem_42_teeth(survivors: Mapping[str, frozenset[str]]) -> None:
     require_equal(set(INSTANCES) - blind, {"generic, n=3"}, "who sees all")
 
 
-def mean_divergence(problem: Toy, group_size: int) -> LogNumber:
-    """D_n over multisets."""
-    return LogNumber.of(mean_over_multisets(problem.proposal, group_size, lambda g: divergence(*ratios(problem, g))))
-
-
 def divergence_of(
     target: Callable[[Toy], Vector], policy: Callable[[Toy], Vector] = policy_ratio
 ) -> Callable[[Toy, int], LogNumber]:
@@ -493,12 +470,18 @@ def show_policy_beyond_the_proposal() -> None:
     require_equal(kl(problem.posterior, problem.policy), log(2), "KL")
 
 
+def show_target_beyond_the_policy() -> None:
+    """π = (¼, ¼, ½), q = q' = (½, ½, 0): D_n = 0 for every n, although q is not π."""
+    problem = toy((1, 1, 2), (1, 1, 1), (1, 1, 0), (1, 1, 0))
+    require_equal([mean_divergence(problem, n) for n in (2, 3, 5)], [ZERO] * 3, "D_n")
+    require(problem.policy != problem.posterior, "q is not π")
+
+
 def show_target_beyond_the_proposal() -> None:
     """π = (.2, .2, .6), q = (.4, .4, .2), q' = (½, ½, 0): D_n = 0, KL = .6 log 3 − .4 log 2."""
-    problem = toy((1, 1, 3), (1, 1, 1), (2, 2, 1), (1, 1, 0))
-    require_equal([mean_divergence(problem, n) for n in (2, 3, 5)], [ZERO] * 3, "D_n")
+    require_equal([mean_divergence(UNSUPPORTED, n) for n in (2, 3, 5)], [ZERO] * 3, "D_n")
     expected = Fraction(3, 5) * log(3) - Fraction(2, 5) * log(2)
-    require_equal(kl(problem.posterior, problem.policy), expected, "KL")
+    require_equal(kl(UNSUPPORTED.posterior, UNSUPPORTED.policy), expected, "KL")
 
 
 def nearly_on_target(problem: Toy) -> Toy:
@@ -507,17 +490,34 @@ def nearly_on_target(problem: Toy) -> Toy:
     return problem._replace(policy=(first + second / 1000, second * Fraction(999, 1000), *rest))
 
 
+WITH_ZEROS = (
+    toy((1, 2, 3, 4), (3, 1, 0, 0), (1, 2, 3, 1), (1, 2, 3, 4)),
+    toy((2, 1, 1), (1, 3, 0), (1, 1, 0), (1, 1, 1)),
+    toy((1, 2, 2, 1), (2, 1, 0, 0), (1, 2, 3, 0), (3, 1, 2, 2)),
+)
+"""supp π ⊆ supp q ⊆ supp q' with the first, the second and both of them strict: some groups have A = 0, some B = 0."""
+
+
 @claim(
     "thm-4.3",
     "For n ≥ 2, D_n ≥ 0, and D_n = 0 exactly where q = π, which is where KL = 0",
     source="Theorem 4.3 (4.2 in the later version)",
-    method="exact: logarithms of primes, zero decided and signs certified",
-    case="(K, n) up to (4, 3) on 24 random problems, each also at and near its target; the generic one to n=5",
+    method="exact: D_n by its groups against the laws of A and of B; zero decided and signs certified",
+    case="(K, n) up to (4, 3) on 24 random problems and 3 with zeros, each also at and near its target; K=4 to n=5",
     subject=mean_divergence,
     mutants={
         "n − 1 completions": lambda problem, n: mean_divergence(problem, n - 1),
         "groups of one completion repeated": lambda problem, n: sum(
             (s * divergence(*ratios(problem, (y,) * n)) for y, s in enumerate(problem.proposal)), start=ZERO
+        ),
+        "KL itself": lambda problem, n: kl(problem.posterior, problem.policy),
+        "D_2 for every n": lambda problem, n: mean_divergence(problem, 2),
+        "groups with a member outside supp π left out": lambda problem, n: LogNumber.of(
+            mean_over_multisets(
+                problem.proposal,
+                n,
+                lambda group: divergence(*ratios(problem, group)) if all(at(problem.posterior, group)) else ZERO,
+            )
         ),
         "α = softmax(r), eq. (21)": divergence_of(lambda problem: problem.goodness),
         "α clipped at 1": divergence_of(lambda problem: tuple(min(a, Fraction(1)) for a in problem.target_ratio)),
@@ -527,10 +527,11 @@ def nearly_on_target(problem: Toy) -> Toy:
     },
     counterexamples={
         "n ≥ 2": show_single_completion,
+        "supp π ⊆ supp q": show_target_beyond_the_policy,
         "supp q ⊆ supp q'": show_policy_beyond_the_proposal,
         "supp π ⊆ supp q'": show_target_beyond_the_proposal,
     },
-    assumptions=("n ≥ 2", "supp π ⊆ supp q ⊆ supp q'"),
+    assumptions=("n ≥ 2", "supp π ⊆ supp q", "supp q ⊆ supp q'"),
     code=("brain_core.self_normalized_kl", "toy.self_normalized_kl"),
     tests=(
         "tests/brain_core/test_precision.py::test_divergence_is_never_negative_near_the_optimum",
@@ -538,16 +539,18 @@ def nearly_on_target(problem: Toy) -> Toy:
     ),
 )
 def theorem_43(value: Callable[[Toy, int], LogNumber]) -> None:
-    """The certified sign of D_n and of KL on the same problems."""
+    """D_n by another route, and the certified signs of D_n and of KL on the same problems."""
     cases = [(GENERIC, n) for n in (2, 3, 4, 5)]
-    for problem in random_toys(24, seed=43):
+    for problem in (*WITH_ZEROS, *random_toys(24, seed=43)):
         on_target = problem._replace(policy=problem.posterior)
         for variant in (problem, on_target, nearly_on_target(problem)):
             cases += [(variant, n) for n in (2, 3)]
     for problem, n in cases:
         expected = 0 if problem.policy == problem.posterior else 1
         require_equal(kl(problem.posterior, problem.policy).sign(), expected, "sign of KL")
-        require_equal(value(problem, n).sign(), expected, f"sign of D_{n}")
+        found = value(problem, n)
+        require_equal(found, divergence_by_laws(problem, n), f"D_{n}")
+        require_equal(found.sign(), expected, f"sign of D_{n}")
 
 
 PAIRS = tuple(itertools.combinations(range(3), 2))
@@ -568,7 +571,10 @@ def show_unnormalized_policy() -> None:
     case="K=3, n=2",
     subject=PAIRS,
     mutants={"groups of equals only": (), "the third never meets the others": PAIRS[:1]},
-    counterexamples={"Σ q = 1": show_unnormalized_policy},
+    counterexamples={
+        "Σ q = Σ π = 1": show_unnormalized_policy,
+        "positive probabilities": show_policy_beyond_the_proposal,
+    },
     assumptions=("Σ q = Σ π = 1", "positive probabilities"),
     code=("brain_core.self_normalized_kl",),
 )

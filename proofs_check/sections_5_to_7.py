@@ -124,6 +124,7 @@ def eq_16(preference: Preference) -> None:
         "swapped": lambda g_i, g_j: g_j / (g_i + g_j),
     },
     assumptions=("p(G=1|y,x) > 0 for one of the two",),
+    counterexamples={"p(G=1|y,x) > 0 for one of the two": lambda: show_no_limit()},
 )
 def eq_17(preference: Preference) -> None:
     """The table of the pick (i or j) and G, conditioned on G = 1."""
@@ -131,6 +132,16 @@ def eq_17(preference: Preference) -> None:
     for i, j in PAIRS:
         posterior = posterior_by_table(proportional(1, 1), (goodness[i], goodness[j]))
         require_equal(preference(goodness[i], goodness[j]), posterior[0], f"P({i} ≻ {j})")
+
+
+def show_no_limit() -> None:
+    """g = (ε, ε) and (2ε, ε) give 1/2 and 2/3 however small ε is, so that at (0, 0) nothing can be said."""
+    coin = proportional(1, 1)
+    for small in (Fraction(1, 10), Fraction(1, 10**9)):
+        found = [posterior_by_table(coin, (factor * small, small))[0] for factor in (1, 2)]
+        require_equal(found, [Fraction(1, 2), Fraction(2, 3)], "preference")
+    joint = [half * g for half, g in zip(coin, (0, 0), strict=True)]
+    require_equal(sum(joint), 0, "p(G=1) at (0, 0)")
 
 
 @claim(
@@ -187,10 +198,17 @@ def eq_19(ratio: Preference) -> None:
 
 
 def show_two_constants() -> None:
-    """e^r = (2, 1) with c = (1/4, 1/2): goodness (1/2, 1/2), a preference of 1/2 where (18) says 2/3."""
-    goodness = (Fraction(1, 4) * 2, Fraction(1, 2) * 1)
-    require_equal(goodness[0] / sum(goodness), Fraction(1, 2), "preference with two constants")
-    require_equal(Fraction(2) / (2 + 1), Fraction(2, 3), "preference of the reward model")
+    """e^r = (2, 1) with c = (1/4, 1/2): the preference is 1/2, where (18), and one c for both, give 2/3."""
+    exp_reward, coin = (Fraction(2), Fraction(1)), proportional(1, 1)
+
+    def preference(constants: Sequence[Fraction]) -> Fraction:
+        """P(y_i ≻ y_j) by (17)."""
+        return posterior_by_table(coin, [c * e for c, e in zip(constants, exp_reward, strict=True)])[0]
+
+    require_equal(preference((Fraction(1, 4), Fraction(1, 2))), Fraction(1, 2), "preference with two constants")
+    for constant in (Fraction(1, 4), Fraction(1, 3)):
+        found = preference((constant, constant))
+        require_equal(found, logistic(exp_reward[0] / exp_reward[1]), "preference with one constant, and (18)")
 
 
 def bradley_terry_weights(exp_reward: Sequence[Any], prior: Sequence[Any], proposal: Sequence[Any]) -> list[Any]:
@@ -363,10 +381,10 @@ def eq_22(bracket: Term) -> None:
 
 def argmax_divergence(problem: Toy, policy: Sequence[Dual], group_size: int = 2) -> Dual:
     """The divergence (13) with argmax weights, and its slopes."""
-    return mean_divergence(problem, policy, group_size, lambda group: argmax_weights(at(problem.goodness, group)))
+    return weighted_divergence(problem, policy, group_size, lambda group: argmax_weights(at(problem.goodness, group)))
 
 
-def mean_divergence(
+def weighted_divergence(
     problem: Toy, policy: Sequence[Dual], group_size: int, target_weights: Callable[[Group], Sequence[Fraction]]
 ) -> Dual:
     """E KL(target weights ‖ β̂) over ordered groups, and its slopes in the policy's directions."""
@@ -426,11 +444,28 @@ def show_another_proposal() -> None:
 
 
 def show_softmax() -> None:
-    """The softmax of (21) on the coin gives (22) = (log 2)/6 and twice β̂ − α̂ = ∓1/3 as weights, not ∓2/3."""
-    softmax, policy_weights = shares(COIN.goodness), shares(COIN.policy_ratio)
-    require_equal(divergence_of_pair(softmax, policy_weights) / 2, log(2) / 6, "(22) with softmax")
-    require_equal(softmax[0] - policy_weights[0], Fraction(1, 3), "coefficient of the better one, softmax")
-    require_equal(dpo_loss(COIN, in_logits(COIN.policy)).slopes[0], -Fraction(1, 2) * Fraction(2, 3), "DPO's slope")
+    """The softmax of (21) on the coin: (22) is (log 2)/6 with slope −1/6 in the first logit, half of DPO's −1/3."""
+    policy = in_logits(COIN.policy)
+    found = weighted_divergence(COIN, policy, 2, lambda group: shares(at(COIN.goodness, group)))
+    require_equal((found.value, found.slopes[0]), (log(2) / 6, -Fraction(1, 6)), "(22) with softmax, its slope")
+    require_equal(dpo_loss(COIN, policy).slopes[0], -Fraction(1, 3), "DPO's slope")
+
+
+def show_beta_must_be_one() -> None:
+    """β = 2 on the coin: DPO's loss is (log 5 + log 2)/2, its slope −4/5, that of the divergence −1/3."""
+    policy = in_logits(COIN.policy)
+    found = dpo_loss(COIN, policy, lambda winner, loser: (1 + (loser / winner) * (loser / winner)).log())
+    require_equal((found.value, found.slopes[0]), (log(10) / 2, -Fraction(4, 5)), "DPO at β = 2")
+    require_equal(argmax_divergence(COIN, policy).slopes[0], -Fraction(1, 3), "slope of the divergence")
+
+
+def show_drawn_labels() -> None:
+    """Labels drawn from Bradley–Terry on the coin: a third of them turned, DPO's slope is −1/6, the argmax's −1/3."""
+    policy = in_logits(COIN.policy)
+    right, turned = dpo_loss(COIN, policy), dpo_loss(COIN._replace(goodness=COIN.goodness[::-1]), policy)
+    wins = logistic(COIN.goodness[0] / COIN.goodness[1])
+    require_equal((right * wins + turned * (1 - wins)).slopes[0], -Fraction(1, 6), "DPO's slope with drawn labels")
+    require_equal(argmax_divergence(COIN, policy).slopes[0], -Fraction(1, 3), "slope of the divergence")
 
 
 def show_ties() -> None:
@@ -441,6 +476,17 @@ def show_ties() -> None:
     require_equal(dpo_loss(COIN, policy).slopes[0], -Fraction(1, 3), "DPO, the first labelled winner")
     turned = COIN._replace(goodness=COIN.goodness[::-1])
     require_equal(dpo_loss(turned, policy).slopes[0], Fraction(1, 6), "DPO, the second labelled winner")
+
+
+NEEDED_FOR_DPO = {
+    "n = 2": show_group_of_three,
+    "q' = p": show_another_proposal,
+    "argmax": show_softmax,
+    "no ties between distinct outputs": show_ties,
+    "β = 1": show_beta_must_be_one,
+    "labels from the reward": show_drawn_labels,
+}
+"""What Theorem 6.1 needs, and what happens without it."""
 
 
 @claim(
@@ -457,13 +503,8 @@ def show_ties() -> None:
         "hinge of the likelihood, no σ": lambda winner, loser: (loser / winner).log(),
         "likelihood of the winner only": lambda winner, loser: -winner.log(),
     },
-    assumptions=("q' = p", "n = 2", "argmax", "no ties between distinct outputs", "β = 1, labels from the reward"),
-    counterexamples={
-        "n = 2": show_group_of_three,
-        "q' = p": show_another_proposal,
-        "argmax": show_softmax,
-        "no ties between distinct outputs": show_ties,
-    },
+    assumptions=tuple(NEEDED_FOR_DPO),
+    counterexamples=NEEDED_FOR_DPO,
     code=(
         "brain_core.argmax_brain_coefficients",
         "brain_core.dpo_coefficients",

@@ -166,7 +166,9 @@ def test_estimate_is_bounded_by_the_divergence(target, policy, reference, batch)
 def test_divergence_is_bounded_by_the_spread_of_the_log_ratios(target, policy, batch):
     alpha, beta = logs(target)[batch], logs(policy)[batch]
     spread, divergence = np.ptp(alpha - beta), float(brain_core.self_normalized_kl(alpha, beta))
-    assert divergence <= min(spread**2 / 8, spread * np.tanh(spread / 4)) + ROUNDING
+    reverse = float(brain_core.self_normalized_kl(beta, alpha))
+    assert divergence <= spread**2 / 8 + ROUNDING
+    assert divergence + reverse <= spread * np.tanh(spread / 4) + ROUNDING
 
 
 @given(target=weights, policy=far_weights, reference=far_weights, batch=batches, size=st.floats(0.01, 2))
@@ -176,4 +178,5 @@ def test_a_step_of_two_or_less_never_leads_away_from_the_target(target, policy, 
     divergence = float(brain_core.self_normalized_kl(alpha, beta))
     before = logs(policy) - logs(target)
     after = before + size * step
-    assert after @ after <= before @ before - size * (2 - size) * divergence + 1e-10
+    reverse = float(brain_core.self_normalized_kl(beta, alpha))
+    assert after @ after <= before @ before - 2 * size * divergence - size * (2 - size) * reverse + 1e-10

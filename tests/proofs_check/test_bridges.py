@@ -13,8 +13,20 @@ import pytest
 
 import brain_core
 from proofs_check import bridging, oracles
-from proofs_check.bridges import BRIDGES, claim_id, plain_difference, plain_divergence, plain_ratios, shipped
-from proofs_check.bridging import EVERY, NEAR, SELF_NORMALIZED, WITH_TIES, check_gradient, check_values
+from proofs_check.bridges import BRIDGES, claim_id, plain_difference, plain_divergence, plain_ratios
+from proofs_check.bridging import (
+    EVERY,
+    NEAR,
+    ONE_PAIR,
+    OUT_OF_REACH,
+    SELF_NORMALIZED,
+    WITH_TIES,
+    Refusal,
+    check_gradient,
+    check_values,
+    shipped,
+    wrong_input,
+)
 from proofs_check.claims import REGISTRY, Refuted
 
 BRAIN = BRIDGES["brain_coefficients"]
@@ -149,6 +161,85 @@ def test_gradient_of_the_wrong_objective_is_refuted() -> None:
     check_gradient(bridge, shipped("snis_objective"))
     with pytest.raises(Refuted, match="gradient"):
         check_gradient(bridge, shipped("brain_objective"))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["soft_label_dpo_coefficients", "soft_label_dpo_objective"])
+def test_preference_of_one_pair_is_passed_as_an_array_without_axes(name: str, library: str) -> None:
+    bridge = _only(ONE_PAIR, BRIDGES[name])
+    assert {np.shape(call.options["preference"]) for call in bridging.calls(bridge)} == {()}
+    assert any(isinstance(call.options["preference"], np.ndarray) for call in bridging.calls(bridge))
+
+    def for_batches_only(policy, *, preference, power=1.0):
+        if not isinstance(preference, float):
+            preference[..., 0]
+        return shipped(name)(policy, preference, power=power)
+
+    check_values(bridge, shipped(name), library)
+    with pytest.raises(Refuted, match="IndexError"):
+        check_values(bridge, for_batches_only, library)
+
+
+def test_group_whose_target_is_far_and_excluded_by_both_has_the_known_divergence() -> None:
+    call = bridging.calls(_only(OUT_OF_REACH, BRIDGES["self_normalized_kl"]))[0]
+    assert call.expected[0, 0] == pytest.approx(0.17876, abs=5e-6)
+
+
+def test_gradient_that_is_not_a_number_is_refuted() -> None:
+    """The values are right; only the slope of the formula that is not chosen is not finite."""
+
+    def overflowing(target, policy, **options):
+        found = brain_core.self_normalized_kl(target, policy, **options)
+        unused = policy.exp().sum(-1)
+        return found.where(policy.max(-1).values > -np.inf, unused)
+
+    bridge = _only(OUT_OF_REACH, BRIDGES["self_normalized_kl"])
+    check_values(bridge, overflowing, "torch")
+    with pytest.raises(Refuted, match="gradient"):
+        check_gradient(bridge, overflowing)
+
+
+def test_not_a_number_on_the_way_is_refuted_though_the_result_is_right() -> None:
+    def careless(target, policy, **options):
+        assert np.where(target > -np.inf, target - target, 0.0).shape == target.shape
+        return brain_core.brain_coefficients(target, policy, **options)
+
+    with pytest.raises(Refuted, match="FloatingPointError"):
+        check_values(_only(WITH_TIES._replace(options={"on_empty": "skip"}), BRAIN), careless, "numpy")
+
+
+@pytest.mark.parametrize("name", sorted(BRIDGES))
+def test_every_input_and_every_option_is_tried_with_wrong_values(name: str) -> None:
+    """Each refusal is wrong in one place: all others have values that the function takes."""
+    parameters = inspect.signature(getattr(brain_core, name)).parameters
+    found = list(wrong_input(BRIDGES[name]))
+    assert {refusal.says.split()[0] for refusal in found} - {"the"} == set(parameters)
+    for refusal in found:
+        wrong_arguments = [a for a in refusal.arguments if not np.isfinite(a).all()]
+        assert len(wrong_arguments) <= 1
+        assert not wrong_arguments or refusal.options == {
+            key: value for key, value in bridging.RIGHT_OPTIONS.items() if key in parameters
+        }
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("name", sorted(BRIDGES))
+def test_the_values_beside_a_wrong_one_are_right(name: str, library: str) -> None:
+    bridge = BRIDGES[name]
+    right = ([[0.0, 1.0], [1.0, 0.0]],) * len(bridge.arguments)
+    parameters = inspect.signature(getattr(brain_core, name)).parameters
+    options = {key: value for key, value in bridging.RIGHT_OPTIONS.items() if key in parameters}
+    accepted = dataclasses.replace(bridge, batches=(), refusals=[Refusal(ValueError, right, options)])
+    with pytest.raises(Refuted, match="not refused"):
+        check_values(accepted, shipped(name), library)
+
+
+def test_error_that_says_something_else_is_refuted() -> None:
+    refusal = Refusal(ValueError, ([0.0, 1.0], [0.0, np.nan]), says="policy_log_ratio is NaN; first at index (1,)")
+    check_values(dataclasses.replace(BRAIN, batches=(), refusals=[refusal]), shipped(BRAIN.name), "numpy")
+    other = refusal._replace(says="target_log_ratio is NaN")
+    with pytest.raises(Refuted, match="ValueError"):
+        check_values(dataclasses.replace(BRAIN, batches=(), refusals=[other]), shipped(BRAIN.name), "numpy")
 
 
 def test_self_normalised_functions_are_tried_on_batches_of_different_rank() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from proofs_check import __main__ as command
 from proofs_check.claims import Claim, require
+from proofs_check.registry import claims
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +28,21 @@ def test_one_claim_is_run_and_written_as_json(tmp_path: Path) -> None:
     records = json.loads((tmp_path / "verdicts.json").read_text())
     assert [(record["id"], record["verdict"]) for record in records] == [("eq-1", "holds"), ("eq-12", "holds")]
     assert records[1]["mutants"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("eq-1", {"eq-1"}),
+        ("T4", {f"T4{letter}" for letter in "abcdefghi"}),
+        ("T4c", {"T4c"}),
+        ("T1", {"T1", "T1a"}),
+        ("thm-4.3", {"thm-4.3", "thm-4.3-reals"}),
+        ("eq-4[01]", {"eq-40", "eq-41"}),
+    ],
+)
+def test_an_id_names_a_claim_and_its_parts(pattern: str, expected: set[str]) -> None:
+    assert {claim.id for claim in command.selected(claims(), [pattern])} == expected
 
 
 def test_the_list_names_every_claim_and_runs_none() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -12,6 +14,7 @@ import brain_core
 from brain_core import _comparison, estimators
 from proofs_check import mutate
 from proofs_check.bridges import BRIDGES
+from proofs_check.bridging import EVERY
 from proofs_check.mutate import MISSING_DETACH, Mutant, broken, kill, mutants, report, surrogate, swapped_in
 
 
@@ -19,8 +22,16 @@ def sample(xp, target, policy, log_normalizer):
     """Stands for a formula."""
     size = target.shape[-1]
     weight = xp.mean(target / policy, axis=-1, keepdims=True)
+    check_values(target)
+    if size < 2:
+        raise ValueError
     shifted = policy - xp.log(xp.sum(policy, axis=-1))
+    shifted = xp.where(policy, shifted, target)
     return combined(xp, target, policy) * weight[..., 0] - size * (size - 1) + -shifted - log_normalizer
+
+
+def check_values(target):
+    """Stands for a check."""
 
 
 def combined(xp, target, policy):
@@ -40,7 +51,14 @@ CHANGES = {
         "target.shape[-1] → target.shape[-1] - 1",
         "size - 1 → size",
     ],
-    "wrong axis": ["axis=-1 → axis=0", "keepdims=True → keepdims=False", "weight[..., 0] → weight[0, ...]"],
+    "wrong axis": [
+        "axis=-1 → axis=0",
+        "axis=-1 → axis=None",
+        "axis=-1 → axis=-2",
+        "target.shape[-1] → target.shape[0]",
+        "keepdims=True → keepdims=False",
+        "weight[..., 0] → weight[0, ...]",
+    ],
     "swapped ratio": [
         "target / policy → policy / target",
         "combined(xp, target, policy) → combined(xp, policy, target)",
@@ -51,6 +69,11 @@ CHANGES = {
         "policy - xp.log(xp.sum(policy, axis=-1)) → -xp.log(xp.sum(policy, axis=-1))",
         "combined(xp, target, policy) * weight[..., 0] → weight[..., 0]",
     ],
+    "guard dropped": [
+        "xp.where(policy, shifted, target) → shifted",
+        "xp.where(policy, shifted, target) → target",
+    ],
+    "check dropped": ["check_values(target) → None", "if size < 2: raise ValueError → if False: pass"],
 }
 
 
@@ -90,9 +113,9 @@ def test_place_of_a_change_is_its_line_in_the_file() -> None:
     assert "finite - 1" in lines[found.line - 1]
 
 
-def test_formula_modules_are_all_but_the_checks_and_the_types() -> None:
+def test_modules_are_all_but_the_types() -> None:
     files = {path.stem for path in Path(brain_core.__file__).parent.glob("*.py")}
-    assert set(mutate.MODULES) == files - {"__init__", "_checks", "_typing"}
+    assert set(mutate.MODULES) == files - {"__init__", "_typing"}
 
 
 def test_every_function_with_a_mutant_is_reached_by_a_bridge() -> None:
@@ -145,6 +168,39 @@ def test_every_formula_of_brain_core_is_killed() -> None:
     assert report(lines.append), "\n".join(lines)
     assert "(100.0 %)" in lines[-1]
     assert {line[:20].strip() for line in lines} >= {*mutate.OPERATORS, MISSING_DETACH}
+    (place,) = [i for i, line in enumerate(lines) if line.startswith(MISSING_DETACH)]
+    assert "brain_core has no detach to drop" in lines[place + 1]
+
+
+def test_what_holds_the_detach_of_training_exists() -> None:
+    root = Path(__file__).parents[2]
+    assert all((root / name).is_file() for name in mutate.DETACH_TESTS)
+
+
+def test_brain_core_has_no_detach_to_drop() -> None:
+    assert not [module for module in mutate.MODULES if "detach(" in inspect.getsource(mutate._module(module))]
+
+
+GUARDED = {
+    "on values": _comparison.compare_weights,
+    "on gradients": _comparison.difference,
+    "on what numpy makes on the way": _comparison._offset_from_anchor,
+}
+
+
+@pytest.mark.parametrize("function", GUARDED.values(), ids=GUARDED.keys())
+def test_dropped_guard_survives_without_the_groups_that_need_it(
+    function: FunctionType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guards = [mutant for mutant in broken(function) if mutant.operator == "guard dropped"]
+    assert guards
+    assert all(map(kill, guards))
+    sheltered = {
+        name: dataclasses.replace(bridge, batches=[batch for batch in bridge.batches if batch is EVERY])
+        for name, bridge in BRIDGES.items()
+    }
+    monkeypatch.setattr(mutate, "BRIDGES", sheltered)
+    assert not all(map(kill, guards))
 
 
 def test_weaker_bridges_let_mutants_survive_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +246,3 @@ def test_loss_with_detached_coefficients_has_the_right_gradient_and_without_has_
     for is_detached, killer in ((True, ""), (False, bridge.name)):
         build = functools.partial(surrogate, f"{estimator}_coefficients", is_detached=is_detached)
         assert kill(Mutant(MISSING_DETACH, "objectives", bridge.name, 0, "", build), [bridge]) == killer
-
-
-@pytest.mark.parametrize("function, change", mutate.EQUIVALENT)
-def test_equivalent_mutants_exist_and_survive(function: str, change: str) -> None:
-    (found,) = [mutant for mutant in mutants() if (mutant.function, mutant.change) == (function, change)]
-    assert not kill(found)

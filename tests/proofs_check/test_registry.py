@@ -19,6 +19,8 @@ THEOREMS = {"thm-4.2", "thm-4.3", "prop-5.1", "thm-6.1", "thm-7.1"}
 LINES = {f"alg-{number}" for number in range(1, 24)}
 ERRATA = {f"err-{number}" for number in range(1, 21)}
 BEYOND = {"T0", "T1", "T2", "T3", *(f"T4{letter}" for letter in "abcdefgh"), *(f"T{number}" for number in range(5, 14))}
+EXEMPT: dict[str, str] = {}
+"""Claims whose assumptions need no counterexample each, with the reason."""
 NOTES = {"err-6", "err-7", "err-19", "err-20"}
 
 
@@ -54,6 +56,15 @@ def test_every_claim_has_teeth_a_source_a_method_and_a_case(registered: dict[str
             assert found.method, found.id
             assert found.case, found.id
             assert found.tolerance >= 0
+
+
+def test_every_assumption_has_a_counterexample_of_its_own(registered: dict[str, Claim]) -> None:
+    executed = {id: found for id, found in registered.items() if found.check is not None}
+    missing = {
+        id: [each for each in found.assumptions if each not in found.counterexamples] for id, found in executed.items()
+    }
+    assert {id: names for id, names in missing.items() if names and id not in EXEMPT} == {}
+    assert [id for id, reason in EXEMPT.items() if not reason or not missing[id]] == []
 
 
 def test_every_erratum_says_how_to_mend_it(registered: dict[str, Claim]) -> None:

@@ -13,17 +13,9 @@ from hypothesis.errors import NoSuchExample
 
 from proofs_check.claims import Refuted
 from proofs_check.enumeration import ordered_groups
-from proofs_check.groups import divergence_by_laws, kl
+from proofs_check.groups import brain, divergence_by_laws, expected_ascent, kl, mean_divergence, mean_estimate, ratios
 from proofs_check.instances import Toy, toy
-from proofs_check.section_4_theorems import (
-    WRONG_FORMS,
-    brain,
-    expected_ascent,
-    mean_divergence,
-    mean_estimate,
-    ratios,
-    require_unbiased,
-)
+from proofs_check.section_4_theorems import WRONG_FORMS, require_unbiased
 
 SEARCH = settings(
     max_examples=1000,
