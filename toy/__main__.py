@@ -66,11 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=_folder,
         default=Path("figures"),
         help="folder to write into, made if missing (figures)",
     )
     return parser
+
+
+def _folder(text: str) -> Path:
+    """The folder of that name; an empty name would be the current folder, and is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; name a folder, or . for this one")
+    return Path(text)
 
 
 def _check_folder(folder: Path) -> None:
@@ -79,9 +86,8 @@ def _check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OSError(
-            f"--out {folder}: cannot write there ({error.strerror}); name a folder that can be written"
-        ) from None
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"--out {folder}: cannot write there ({reason}); name a folder that can be written") from None
 
 
 def _run(name: str, folder: Path) -> None:

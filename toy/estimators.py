@@ -7,19 +7,21 @@ wherever the estimator divides by A.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 import brain_core
-from toy.problems import ProblemError
+from toy.checks import FloatArray, ProblemError, group_size_of, positive_number, shown
 
-FloatArray = NDArray[np.float64]
+__all__ = ["ESTIMATORS", "CoefficientRoute", "Estimator", "FloatArray", "RationalRoute", "brain_power", "estimator"]
+
+LARGEST_RATIONAL_POWER = 1000
+"""The highest power τ taken in Fractions; beyond it their digits take too long."""
+
 RationalRoute = Callable[[Sequence[Fraction], Sequence[Fraction]], list[Fraction]]
 
 
@@ -48,12 +50,12 @@ class Estimator:
     rational: RationalRoute | None
     is_paired: bool = False
 
-    def check_group_size(self, group_size: int) -> None:
-        """Raise ProblemError unless a group can have this many completions."""
-        if isinstance(group_size, bool) or not isinstance(group_size, (int, np.integer)) or group_size < 2:
-            raise ProblemError(f"group_size is {group_size!r}; a group needs a whole number of completions, at least 2")
-        if self.is_paired and group_size % 2:
-            raise ProblemError(f"group_size is {group_size}; {self.name} works on pairs and needs an even number")
+    def check_group_size(self, group_size: int) -> int:
+        """The group size as an int; ProblemError unless a group can have this many completions."""
+        size = group_size_of(group_size)
+        if self.is_paired and size % 2:
+            raise ProblemError(f"group_size is {size}; {self.name} works on pairs and needs an even number")
+        return size
 
 
 def estimator(chosen: str | Estimator) -> Estimator:
@@ -67,8 +69,8 @@ def estimator(chosen: str | Estimator) -> Estimator:
     """
     if isinstance(chosen, Estimator):
         return chosen
-    if chosen not in ESTIMATORS:
-        raise ProblemError(f"there is no estimator {chosen!r}; there are {', '.join(ESTIMATORS)}")
+    if not isinstance(chosen, str) or chosen not in ESTIMATORS:
+        raise ProblemError(f"there is no estimator {shown(chosen)}; there are {', '.join(ESTIMATORS)}")
     return ESTIMATORS[chosen]
 
 
@@ -76,22 +78,22 @@ def brain_power(power: float) -> Estimator:
     """BRAIn of the power family: c = τ (α̂ − β̂) with α̂ ∝ α^τ and β̂ ∝ β^τ, which ascends −D_{n,τ}.
 
     Args:
-        power: τ, positive and finite; the coefficients are rational where it is a whole number.
+        power: τ, positive and finite; the coefficients are rational where it is a whole number up to 1000.
 
     Raises:
         ProblemError: the power is not positive and finite.
 
     Source: T11.
     """
-    if not 0 < power < math.inf:
-        raise ProblemError(f"power is {power!r}; it must be positive and finite")
+    power = positive_number("power", power)
+    is_rational = power.is_integer() and power <= LARGEST_RATIONAL_POWER
 
     def coefficients(
         target_log_ratio: FloatArray, policy_log_ratio: FloatArray, log_normalizer: float | FloatArray = 0.0
     ) -> FloatArray:
         """Coefficients of the power family by brain_core."""
         found: FloatArray = brain_core.brain_coefficients(
-            target_log_ratio, policy_log_ratio, power=float(power), on_empty="skip"
+            target_log_ratio, policy_log_ratio, power=power, on_empty="skip"
         )
         return found
 
@@ -101,7 +103,7 @@ def brain_power(power: float) -> Estimator:
         tilted = _rational_brain([a**exponent for a in target], [b**exponent for b in policy])
         return [exponent * value for value in tilted]
 
-    return Estimator(f"brain_power_{power:g}", coefficients, rational if power == int(power) else None)
+    return Estimator(f"brain_power_{power:g}", coefficients, rational if is_rational else None)
 
 
 def _brain(

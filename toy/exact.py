@@ -19,22 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from toy.estimators import Estimator, estimator
-from toy.problems import CategoricalProblem, ProblemError
+from toy.checks import (
+    FloatArray,
+    ProblemError,
+    float_vector,
+    group_size_of,
+    instance,
+    positive_number,
+    shown,
+    whole_number,
+)
+from toy.estimators import ESTIMATORS, Estimator, estimator
+from toy.problems import CategoricalProblem
 from toy.quadrature import (
     Atoms,
-    FloatArray,
     expected_divergence,
     expected_policy_share,
     expected_target_share,
     expected_weighted_divergence,
 )
 
-FLOAT_LIMIT = 3_000_000
-"""The most multisets enumerated in float64."""
+FLOAT_LIMIT = 50_000_000
+"""The most completions, in all multisets together, that are enumerated in float64: some seconds."""
 
-RATIONAL_LIMIT = 100_000
-"""The most multisets enumerated in Fractions."""
+RATIONAL_LIMIT = 1_000_000
+"""The same in Fractions."""
 
 LARGEST_SPAN = 600.0
 """The widest range of log-ratios, in nats, over which the Laplace integrals can be taken in float64."""
@@ -86,8 +95,9 @@ def exact_moments(problem: CategoricalProblem, chosen: str | Estimator, group_si
 
     Source: E1 of the theory's engines; eq-12, T5, T8.
     """
+    instance("problem", problem, CategoricalProblem)
     found = estimator(chosen)
-    found.check_group_size(group_size)
+    group_size = found.check_group_size(group_size)
     if found.is_paired and group_size > 2:
         pair = exact_moments(problem, found, 2)
         return Moments(pair.mean, pair.covariance / (group_size // 2), pair.bias)
@@ -99,7 +109,16 @@ def exact_moments(problem: CategoricalProblem, chosen: str | Estimator, group_si
 
 
 def multiset_count(size: int, group_size: int) -> int:
-    """C(n+K−1, n), the number of different groups of n out of K completions when order does not count."""
+    """C(n+K−1, n), the number of different groups of n out of K completions when order does not count.
+
+    Args:
+        size: K, at least 1.
+        group_size: n, at least 0.
+
+    Raises:
+        ProblemError: one of them is no such number.
+    """
+    size, group_size = whole_number("size", size, 1), whole_number("group_size", group_size, 0)
     return math.comb(group_size + size - 1, group_size)
 
 
@@ -112,17 +131,17 @@ def self_normalized_kl(problem: CategoricalProblem, group_size: int, power: floa
         power: τ of the power family, α̂ ∝ α^τ and β̂ ∝ β^τ.
 
     Returns:
-        D_n in nats, to about 1e-14, and to 1e-12 of itself where the policy is close to the target throughout.
+        D_n in nats, to about 1e-14; where the policy is close to the target throughout, to about 1e-15 / d of itself,
+        d being their largest relative distance: the ratios' own rounding leaves no more.
 
     Raises:
         ProblemError: the group size or the power makes no sense, or the ratios span more than float64 can hold.
 
     Source: eq-14, T4, T11.
     """
-    estimator("brain").check_group_size(group_size)
-    if not 0 < power < math.inf:
-        raise ProblemError(f"power is {power!r}; it must be positive and finite")
-    return expected_divergence(_atoms(problem, power), group_size)
+    instance("problem", problem, CategoricalProblem)
+    atoms = _atoms(problem, positive_number("power", power))
+    return expected_divergence(atoms, group_size_of(group_size))
 
 
 def weighted_self_normalized_kl(problem: CategoricalProblem, group_size: int) -> float:
@@ -140,8 +159,8 @@ def weighted_self_normalized_kl(problem: CategoricalProblem, group_size: int) ->
 
     Source: T4c.
     """
-    estimator("brain_weighted").check_group_size(group_size)
-    return expected_weighted_divergence(_atoms(problem), group_size)
+    instance("problem", problem, CategoricalProblem)
+    return expected_weighted_divergence(_atoms(problem), group_size_of(group_size))
 
 
 def snkl_constant(problem: CategoricalProblem) -> float:
@@ -150,8 +169,12 @@ def snkl_constant(problem: CategoricalProblem) -> float:
     Args:
         problem: Prior, goodness, policy and proposal over K completions.
 
+    Raises:
+        ProblemError: the ratios span more than float64 can hold.
+
     Source: T4e.
     """
+    instance("problem", problem, CategoricalProblem)
     atoms = _atoms(problem)
     second = atoms.weight @ atoms.target**2
     tilted = atoms.weight @ (atoms.target**2 * atoms.log_quotient())
@@ -159,13 +182,13 @@ def snkl_constant(problem: CategoricalProblem) -> float:
     return float(problem.kl * second - tilted + excess / 2)
 
 
-def mean_gradient(problem: CategoricalProblem, group_size: int, chosen: str = "brain") -> FloatArray:
+def mean_gradient(problem: CategoricalProblem, group_size: int, chosen: str | Estimator = "brain") -> FloatArray:
     """Expected gradient of BRAIn or SNIS in the logits, for groups of any size, by Laplace integrals.
 
     Args:
         problem: Prior, goodness, policy and proposal over K completions.
         group_size: n.
-        chosen: "brain" or "snis".
+        chosen: "brain" or "snis", or the entry of `ESTIMATORS`.
 
     Returns:
         Ascent direction (K,), to about 1e-15; for "brain" that is −∇D_n.
@@ -175,24 +198,27 @@ def mean_gradient(problem: CategoricalProblem, group_size: int, chosen: str = "b
 
     Source: thm-4.2; E2 of the theory's engines: the mean needs only the laws of A and of B.
     """
-    if chosen not in ("brain", "snis"):
-        raise ProblemError(f"mean_gradient knows 'brain' and 'snis', not {chosen!r}; exact_moments knows the others")
-    estimator(chosen).check_group_size(group_size)
+    instance("problem", problem, CategoricalProblem)
+    found, group_size = estimator(chosen), group_size_of(group_size)
+    if found not in (ESTIMATORS["brain"], ESTIMATORS["snis"]):
+        raise ProblemError(
+            f"mean_gradient knows 'brain' and 'snis', not {found.name!r}; exact_moments knows the others"
+        )
     atoms = _atoms(problem)
     share = expected_target_share(atoms, group_size)
-    if chosen == "brain":
+    if found.name == "brain":
         share = share - expected_policy_share(atoms, group_size)
     total = np.zeros(problem.size)
-    total[np.array(problem.proposal) > 0] = share
-    gradient: FloatArray = total - np.array(problem.policy, float) * total.sum()
+    total[[value > 0 for value in problem.proposal]] = share
+    gradient: FloatArray = total - float_vector("policy", problem.policy) * total.sum()
     return gradient
 
 
 def _atoms(problem: CategoricalProblem, power: float = 1.0) -> Atoms:
     """The law of one completion, with both ratios to that power."""
-    proposal = np.array(problem.proposal, float)
+    proposal = float_vector("proposal", problem.proposal)
     inside = proposal > 0
-    target, policy = (np.array(ratio, float)[inside] for ratio in (problem.target_ratio, problem.policy_ratio))
+    target, policy = (ratio[inside] for ratio in _ratios(problem))
     weight = proposal[inside] / proposal.sum()
     if power != 1:
         target, policy = (_powered(ratio, power) for ratio in (target, policy))
@@ -219,17 +245,17 @@ def _check_span(positive: FloatArray) -> None:
 def _check_multisets(size: int, group_size: int, limit: int) -> None:
     """Raise ProblemError where enumeration would take too long."""
     count = multiset_count(size, group_size)
-    if count > limit:
+    if count * group_size > limit:
         raise ProblemError(
-            f"K = {size}, n = {group_size} has {count} different groups, more than the {limit} that are enumerated; "
-            "sampled_moments estimates the same with a standard error"
+            f"K = {size}, n = {group_size} has {shown(count)} different groups, with n completions each more than the "
+            f"{limit} that are enumerated; sampled_moments estimates the same with a standard error"
         )
 
 
 def _in_logits(problem: CategoricalProblem, mean: ExactArray, second: ExactArray, is_rational: bool) -> Moments:
     """Moments of the gradient from those of the coefficients summed over each completion's copies."""
     kind = object if is_rational else np.float64
-    policy, target = (np.array(vector, dtype=kind) for vector in (problem.policy, problem.posterior))
+    policy, target = (np.array(values, dtype=kind) for values in (problem.policy, problem.posterior))
     project = np.array([[int(i == j) for j in range(problem.size)] for i in range(problem.size)], dtype=kind)
     project = project - policy[:, None]
     covariance = project @ (second - np.outer(mean, mean)) @ project.T
@@ -294,7 +320,7 @@ def _float_totals(
     """First (K,) and second (K, K) moments, in float64, of the coefficients summed over each completion's copies."""
     size = problem.size
     log_target, log_policy = log_ratios(problem)
-    log_proposal = np.log([float(value) or 1.0 for value in problem.proposal])
+    log_proposal = np.log([value or 1.0 for value in float_vector("proposal", problem.proposal)])
     mean, second, mass = np.zeros(size), np.zeros((size, size)), 0.0
     for groups in _chunks(support, group_size):
         coefficients = chosen.coefficients(log_target[groups], log_policy[groups])
@@ -311,8 +337,14 @@ def _float_totals(
 def log_ratios(problem: CategoricalProblem) -> tuple[FloatArray, FloatArray]:
     """log α and log β (K,) in nats, -inf where they are 0."""
     with np.errstate(divide="ignore"):
-        target, policy = (np.log(np.array(r, float)) for r in (problem.target_ratio, problem.policy_ratio))
+        target, policy = (np.log(ratio) for ratio in _ratios(problem))
     return target, policy
+
+
+def _ratios(problem: CategoricalProblem) -> tuple[FloatArray, FloatArray]:
+    """α and β (K,) in float64."""
+    target = float_vector("(posterior / proposal)", problem.target_ratio)
+    return target, float_vector("(policy / proposal)", problem.policy_ratio)
 
 
 def sum_by_completion(groups: NDArray[np.intp], values: FloatArray, size: int) -> FloatArray:

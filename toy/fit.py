@@ -12,13 +12,38 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax, xlogy
 
 from brain_core import policy_log_ratio, target_log_ratio
+from toy.checks import (
+    FloatArray,
+    Number,
+    ProblemError,
+    RunawayError,
+    flag,
+    float_number,
+    float_vector,
+    group_size_of,
+    instance,
+    positive_number,
+    seeded,
+    shown,
+    whole_number,
+)
 from toy.estimators import ESTIMATORS, Estimator, estimator
-from toy.exact import exact_moments, mean_gradient
-from toy.problems import CategoricalProblem, Number, ProblemError
+from toy.exact import exact_moments, mean_gradient, sum_by_completion
+from toy.problems import CategoricalProblem
+from toy.quadrature import exponential_excess
+from toy.sampling import completions_at
 
-Floats = NDArray[np.float64]
+LARGEST_LOGIT = 1e12
+"""Where training is stopped: log-probabilities that large keep no more than three digits behind the point."""
+
+LARGEST_COUNT = 10**9
+"""The most steps, replicas, groups or the like."""
+
+LARGEST_RUN = 100_000_000
+"""The most completions sampled in all replicas together: some GB, as the buffer may keep them all."""
+
 Integers = NDArray[np.int64]
-Judge = Callable[[Integers, np.random.Generator], Floats]
+Judge = Callable[[Integers, np.random.Generator], FloatArray]
 """From sampled completions, as indices into the K of a problem, to the log-goodness that the trainer is told."""
 
 
@@ -40,8 +65,8 @@ class Schedule:
         keeps_old_groups: Whether the buffer holds the groups of all phases so far, or of the latest only.
 
     Raises:
-        ProblemError: a count is not a positive integer, a batch needs more groups than one phase samples, or the
-            learning rate is not a positive finite number.
+        ProblemError: a count is not a positive whole number, a group is smaller than 2, a batch needs more groups than
+            one phase samples, the learning rate is not a positive finite number, or a flag is neither True nor False.
 
     Source: alg-1, section 9.5 for a proposal that is never updated.
     """
@@ -56,15 +81,16 @@ class Schedule:
     keeps_old_groups: bool = True
 
     def __post_init__(self) -> None:
-        """Check every number."""
-        _check_counts(**{entry.name: getattr(self, entry.name) for entry in fields(self) if entry.type == "int"})
+        """Check every entry and bring it to its own kind."""
+        rules = {"int": _count, "float": positive_number, "bool": flag}
+        for entry in fields(self):
+            object.__setattr__(self, entry.name, rules[str(entry.type)](entry.name, getattr(self, entry.name)))
+        group_size_of(self.group_size)
         if self.groups_per_batch > self.groups_per_phase:
             raise ProblemError(
                 f"groups_per_batch is {self.groups_per_batch}, more than the {self.groups_per_phase} groups of the "
                 "first phase; raise groups_per_phase or lower groups_per_batch"
             )
-        if not 0 < self.learning_rate < math.inf:
-            raise ProblemError(f"learning_rate is {self.learning_rate!r}; it must be positive and finite")
 
     @property
     def phases(self) -> int:
@@ -89,47 +115,48 @@ class Trajectory:
 
     problem: CategoricalProblem
     step: Integers
-    log_policy: Floats
+    log_policy: FloatArray
 
     def measured_against(self, problem: CategoricalProblem) -> Trajectory:
         """The same policies, measured by another problem: the true one where training saw a noisy one."""
         return replace(self, problem=problem)
 
     @property
-    def kl_to_target(self) -> Floats:
+    def kl_to_target(self) -> FloatArray:
         """KL(target ‖ policy) (S, R), nats: what forward methods minimise."""
-        return _kl(_log(self.problem.posterior), self.log_policy)
+        return _kl(_log("posterior", self.problem.posterior), self.log_policy)
 
     @property
-    def reverse_kl_to_target(self) -> Floats:
+    def reverse_kl_to_target(self) -> FloatArray:
         """KL(policy ‖ target) (S, R), nats; infinite where the target is 0 and the policy is not."""
-        return _kl(self.log_policy, _log(self.problem.posterior))
+        return _kl(self.log_policy, _log("posterior", self.problem.posterior))
 
     @property
-    def kl_to_prior(self) -> Floats:
+    def kl_to_prior(self) -> FloatArray:
         """KL(policy ‖ prior) (S, R), nats: how far alignment has moved the policy."""
-        return _kl(self.log_policy, _log(self.problem.prior))
+        return _kl(self.log_policy, _log("prior", self.problem.prior))
 
     @property
-    def expected_reward(self) -> Floats:
+    def expected_reward(self) -> FloatArray:
         """The policy's mean log-goodness (S, R), nats: its mean reward at temperature 1, less that of the best."""
-        reward: Floats = xlogy(np.exp(self.log_policy), np.array(self.problem.goodness, float)).sum(-1)
+        reward: FloatArray = xlogy(np.exp(self.log_policy), float_vector("goodness", self.problem.goodness)).sum(-1)
         return reward
 
     @property
-    def expected_goodness(self) -> Floats:
+    def expected_goodness(self) -> FloatArray:
         """The policy's mean goodness p(G=1|x) (S, R)."""
-        goodness: Floats = np.exp(self.log_policy) @ np.array(self.problem.goodness, float)
+        goodness: FloatArray = np.exp(self.log_policy) @ float_vector("goodness", self.problem.goodness)
         return goodness
 
     @property
-    def total_variation_to_target(self) -> Floats:
+    def total_variation_to_target(self) -> FloatArray:
         """Total variation between target and policy (S, R)."""
-        distance: Floats = np.abs(np.exp(self.log_policy) - np.array(self.problem.posterior, float)).sum(-1) / 2
+        target = float_vector("posterior", self.problem.posterior)
+        distance: FloatArray = np.abs(np.exp(self.log_policy) - target).sum(-1) / 2
         return distance
 
 
-def mean_and_error(values: Floats) -> tuple[Floats, Floats]:
+def mean_and_error(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean over replicas and its standard error.
 
     Args:
@@ -147,8 +174,8 @@ class _Groups(NamedTuple):
     """Groups with what was known when they were sampled; arrays are (R, groups, G)."""
 
     completions: Integers
-    log_proposal: Floats
-    target_log_ratio: Floats
+    log_proposal: FloatArray
+    target_log_ratio: FloatArray
 
     def joined(self, other: _Groups) -> _Groups:
         """The groups of both."""
@@ -198,18 +225,18 @@ def fit(
         The trajectory, measured against `problem`.
 
     Raises:
-        ProblemError: no such estimator, a group size it cannot use, or `replicas` or `record_every` below 1.
+        ProblemError: no such estimator, a group size it cannot use, `replicas` or `record_every` below 1, no seed, or a
+            judge whose answer does not fit; RunawayError, which is an OverflowError too, where the learning rate is so
+            large that a logit passes 1e12.
         SupportError, OverflowError: as the estimator.
 
     Source: alg-1, T12.
     """
-    _check_counts(replicas=replicas, record_every=record_every)
-    found = estimator(chosen)
-    found.check_group_size(schedule.group_size)
-    generator = np.random.default_rng(seed)
-    judge = judge or _truthful(problem)
-    logits = np.tile(_log(problem.policy), (replicas, 1))
-    log_proposal = np.tile(_log(problem.proposal), (replicas, 1))
+    found, record_every = _checked(problem, chosen, schedule, record_every)
+    replicas, generator = _checked_replicas(replicas, schedule), seeded(seed)
+    judge = _careful(_truthful(problem) if judge is None else judge)
+    logits = np.tile(_log("policy", problem.policy), (replicas, 1))
+    log_proposal = np.tile(_log("proposal", problem.proposal), (replicas, 1))
     recorder = _Recorder(problem, schedule.steps, record_every, logits)
     buffer = _sampled(problem, log_proposal, schedule, judge, generator)
     for step in range(schedule.steps):
@@ -220,6 +247,7 @@ def fit(
             buffer = buffer.joined(fresh) if schedule.keeps_old_groups else fresh
         batch = buffer.drawn(schedule.groups_per_batch, generator)
         logits = logits + schedule.learning_rate * _batch_gradient(problem, found, logits, batch)
+        _check_logits(logits, schedule, step + 1)
         recorder.note(step + 1, logits)
     return recorder.trajectory
 
@@ -241,18 +269,18 @@ def exact_flow(
         The trajectory (R = 1), measured against `problem`.
 
     Raises:
-        ProblemError: as `fit`, or there are more different groups than can be enumerated.
+        ProblemError: as `fit`, or there are more different groups than can be enumerated; RunawayError also where the
+            learning rate is so large that a completion's probability underflows.
         SupportError, OverflowError: as the estimator.
 
     Source: alg-1, T12.
     """
-    _check_counts(record_every=record_every)
-    found = estimator(chosen)
-    logits = _log(problem.policy)
+    found, record_every = _checked(problem, chosen, schedule, record_every)
+    logits = _log("policy", problem.policy)
     recorder = _Recorder(problem, schedule.steps, record_every, logits[None])
     proposals = [problem.proposal]
     for step in range(schedule.steps):
-        policy = softmax(logits).tolist()
+        policy = _softmax(logits, schedule, step)
         if step and step % schedule.steps_per_phase == 0 and schedule.is_proposal_updated:
             proposals = [*proposals, policy] if schedule.keeps_old_groups else [policy]
         gradients = [
@@ -260,19 +288,71 @@ def exact_flow(
             for proposal in proposals
         ]
         logits = logits + schedule.learning_rate * np.mean(gradients, axis=0)
+        _check_logits(logits, schedule, step + 1)
         recorder.note(step + 1, logits[None])
     return recorder.trajectory
+
+
+def _checked(
+    problem: CategoricalProblem, chosen: str | Estimator, schedule: Schedule, record_every: int
+) -> tuple[Estimator, int]:
+    """The estimator and the interval, or ProblemError unless they, the problem and the schedule can be used."""
+    instance("problem", problem, CategoricalProblem)
+    instance("schedule", schedule, Schedule)
+    found = estimator(chosen)
+    found.check_group_size(schedule.group_size)
+    return found, _count("record_every", record_every)
+
+
+def _checked_replicas(replicas: int, schedule: Schedule) -> int:
+    """Their number, or ProblemError where they would need too much memory."""
+    replicas = _count("replicas", replicas)
+    if replicas * schedule.completions > LARGEST_RUN:
+        raise ProblemError(
+            f"replicas is {replicas}; with {schedule.completions} completions each it may be at most "
+            f"{LARGEST_RUN // schedule.completions}"
+        )
+    return replicas
+
+
+def _count(name: str, value: int) -> int:
+    """A positive whole number that a run can have of anything, or ProblemError."""
+    return whole_number(name, value, 1, LARGEST_COUNT)
+
+
+def _check_logits(logits: FloatArray, schedule: Schedule, step: int) -> None:
+    """Raise RunawayError where training has left what float64 can tell apart.
+
+    The largest tells: a step keeps the sum of the logits, so that none falls far without another rising.
+    """
+    largest = float(logits.max())
+    if not abs(largest) <= LARGEST_LOGIT:
+        raise RunawayError(
+            f"learning_rate is {schedule.learning_rate:g}: after step {step} a logit is {largest:.3g}; lower the rate"
+        )
+
+
+def _softmax(logits: FloatArray, schedule: Schedule, step: int) -> list[float]:
+    """The policy (K,) of a flow, or RunawayError where a completion's probability underflows."""
+    policy = softmax(logits)
+    lost = np.flatnonzero((policy == 0) & (logits > -np.inf))
+    if lost.size:
+        raise RunawayError(
+            f"learning_rate is {schedule.learning_rate:g}: after step {step} policy[{lost[0]}] is too small for "
+            "float64; lower the rate"
+        )
+    return list(policy.tolist())
 
 
 class _Recorder:
     """Collects policies while training."""
 
-    def __init__(self, problem: CategoricalProblem, steps: int, every: int, logits: Floats) -> None:
+    def __init__(self, problem: CategoricalProblem, steps: int, every: int, logits: FloatArray) -> None:
         """Record the start."""
         self._problem, self._last, self._every = problem, steps, every
         self._steps, self._log_policies = [0], [log_softmax(logits, axis=-1)]
 
-    def note(self, step: int, logits: Floats) -> None:
+    def note(self, step: int, logits: FloatArray) -> None:
         """Record the logits (R, K) after this many steps, if it is their turn."""
         if step % self._every == 0 or step == self._last:
             self._steps.append(step)
@@ -285,76 +365,87 @@ class _Recorder:
 
 
 def _sampled(
-    problem: CategoricalProblem, log_proposal: Floats, schedule: Schedule, judge: Judge, generator: np.random.Generator
+    problem: CategoricalProblem,
+    log_proposal: FloatArray,
+    schedule: Schedule,
+    judge: Judge,
+    generator: np.random.Generator,
 ) -> _Groups:
     """New groups from each replica's proposal (R, K), by its inverse distribution function."""
     shape = (log_proposal.shape[0], schedule.groups_per_phase, schedule.group_size)
-    cumulative = np.cumsum(np.exp(log_proposal), axis=-1)
-    uniform = generator.random(shape) * cumulative[:, -1, None, None]
-    completions = np.stack(
-        [np.searchsorted(edges, u, side="right") for edges, u in zip(cumulative, uniform, strict=True)]
-    )
+    uniform = generator.random(shape)
+    completions = np.stack([completions_at(*pair) for pair in zip(np.exp(log_proposal), uniform, strict=True)])
     log_probability = _looked_up(log_proposal, completions)
-    ratio = target_log_ratio(_log(problem.prior)[completions], log_probability, judge(completions, generator))
+    ratio = target_log_ratio(_log("prior", problem.prior)[completions], log_probability, judge(completions, generator))
     return _Groups(completions, log_probability, ratio)
 
 
-def _batch_gradient(problem: CategoricalProblem, chosen: Estimator, logits: Floats, batch: _Groups) -> Floats:
+def _batch_gradient(problem: CategoricalProblem, chosen: Estimator, logits: FloatArray, batch: _Groups) -> FloatArray:
     """The mean over a batch of Σᵢ cᵢ ∇ log q_θ(yᵢ|x), for each replica (R, K)."""
     log_policy = log_softmax(logits, axis=-1)
     policy_ratio = policy_log_ratio(_looked_up(log_policy, batch.completions), batch.log_proposal)
-    log_normalizer = math.log(problem.normalizer)
+    log_normalizer = math.log(float_number("normalizer", problem.normalizer))
     coefficients = chosen.coefficients(batch.target_log_ratio, policy_ratio, log_normalizer)
     coefficients = coefficients / batch.completions.shape[1]
-    summed = _summed_by_completion(coefficients, batch.completions, logits.shape[1])
-    gradient: Floats = summed - summed.sum(axis=1, keepdims=True) * np.exp(log_policy)
+    replicas, size = logits.shape
+    summed = sum_by_completion(batch.completions.reshape(replicas, -1), coefficients.reshape(replicas, -1), size)
+    gradient: FloatArray = summed - summed.sum(axis=1, keepdims=True) * np.exp(log_policy)
     return gradient
 
 
-def _mean_gradient(problem: CategoricalProblem, chosen: Estimator, group_size: int) -> Floats:
+def _mean_gradient(problem: CategoricalProblem, chosen: Estimator, group_size: int) -> FloatArray:
     """The exact mean gradient in the logits (K,): by integrals for the two that have them, else by enumeration."""
     if chosen in (ESTIMATORS["brain"], ESTIMATORS["snis"]):
         return mean_gradient(problem, group_size, chosen.name)
     return np.asarray(exact_moments(problem, chosen, group_size).mean, float)
 
 
-def _summed_by_completion(values: Floats, completions: Integers, size: int) -> Floats:
-    """Sums of values (R, …) over equal completions, for each replica (R, K)."""
-    replicas = completions.shape[0]
-    cell = completions + size * np.arange(replicas)[:, None, None]
-    summed = np.bincount(cell.ravel(), weights=values.ravel(), minlength=replicas * size)
-    return summed.astype(np.float64).reshape(replicas, size)
-
-
-def _looked_up(table: Floats, completions: Integers) -> Floats:
+def _looked_up(table: FloatArray, completions: Integers) -> FloatArray:
     """Each replica's own entries (R, …) of its table (R, K)."""
     return table[np.arange(len(table))[:, None, None], completions]
 
 
 def _truthful(problem: CategoricalProblem) -> Judge:
     """The judge that tells the problem's own log-goodness."""
-    log_goodness = _log(problem.goodness)
+    log_goodness = _log("goodness", problem.goodness)
     return lambda completions, generator: log_goodness[completions]
 
 
-def _log(values: Sequence[Number]) -> Floats:
+def _careful(judge: Judge) -> Judge:
+    """The same judge; ProblemError where what it tells does not fit the completions."""
+    if not callable(judge):
+        raise ProblemError(f"judge is {shown(judge)}; it must be a function of completions and a generator")
+
+    def checked(completions: Integers, generator: np.random.Generator) -> FloatArray:
+        """What the judge tells."""
+        told = np.asarray(judge(completions, generator), float)
+        if told.shape != completions.shape or np.isnan(told).any():
+            raise ProblemError(
+                f"judge told {shown(told)} of shape {told.shape}; it must tell one log-goodness, not NaN, for each of "
+                f"the completions, of shape {completions.shape}"
+            )
+        return told
+
+    return checked
+
+
+def _log(name: str, values: Sequence[Number]) -> FloatArray:
     """Logarithms of probabilities in float64, -inf of 0."""
     with np.errstate(divide="ignore"):
-        logarithms: Floats = np.log(np.array(values, float))
+        logarithms: FloatArray = np.log(float_vector(name, values))
     return logarithms
 
 
-def _kl(log_of: Floats, log_to: Floats) -> Floats:
-    """KL divergences along the last axis from log-probabilities, nats; finite even where exp(log_to) underflows."""
-    probability = np.exp(log_of)
+def _kl(log_of: FloatArray, log_to: FloatArray) -> FloatArray:
+    """KL divergences along the last axis from log-probabilities, nats; finite even where exp(log_to) underflows.
+
+    Summed as Σ p · (f + e^(−f) − 1) with f = log p − log q, whose terms are never negative, second-order where p ≈ q.
+    """
+    p, q = np.exp(log_of), np.exp(log_to)
     with np.errstate(invalid="ignore"):
-        terms = np.where(probability > 0, probability * (log_of - log_to), 0.0)
-    divergence: Floats = terms.sum(-1)
+        f = np.where(p > 0, log_of - log_to, 0.0)
+        is_near = np.abs(f) < 0.5
+        far = np.where(p > 0, p * f, 0.0) + (q - p)
+    terms = np.where(is_near & (p > 0), p * exponential_excess(-np.where(is_near, f, 0.0)), far)
+    divergence: FloatArray = terms.sum(-1)
     return divergence
-
-
-def _check_counts(**counts: int) -> None:
-    """Raise ProblemError unless every number is a positive integer."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ProblemError(f"{name} is {value!r}; it must be an integer of at least 1")

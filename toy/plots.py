@@ -34,6 +34,8 @@ MOST_MARKERS = 12
 MARKER_SPACING = 0.12
 """Of the panel's diagonal, along the line."""
 GOLDEN = 0.618
+NARROW_SPAN = 10.0
+"""Ratio of the ends of a logarithmic axis below which 1, 2 and 5 would be too few ticks."""
 WIDE_SPAN = 300.0
 """Ratio of the ends of a logarithmic axis from which on it has ticks at powers of ten only."""
 REFERENCE_GREY = "0.45"
@@ -135,13 +137,14 @@ def count_axis(panel: Axes) -> None:
 
 
 def log_ordinate(panel: Axes, low: float | None = None, high: float | None = None) -> None:
-    """Make the ordinate logarithmic, plain numbers at 1, 2 and 5 where it spans few decades; call it after drawing."""
+    """Make the ordinate logarithmic, plain numbers where it spans few decades; call it after drawing."""
     panel.set_yscale("log")
     panel.set_ylim(low, high)
     bottom, top = panel.get_ylim()
-    steps = (1.0, 2.0, 5.0) if top / bottom < WIDE_SPAN else (1.0,)
+    span = top / bottom
+    steps = (1.0,) if span >= WIDE_SPAN else (1.0, 2.0, 5.0) if span >= NARROW_SPAN else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     panel.yaxis.set_major_locator(LogLocator(subs=steps))
-    if top / bottom < WIDE_SPAN:
+    if span < WIDE_SPAN:
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from toy.checks import FloatArray
 
 STEP = 0.2
 """Distance of the nodes in x = log t; the rule's own error is then about e^(−49)."""
@@ -71,9 +71,19 @@ def transform_power(weight: FloatArray, ratio: FloatArray, node: FloatArray, exp
         exponent: ≥ 0.
     """
     decay = -np.outer(node, ratio)
-    shortfall = np.maximum(np.expm1(decay) @ weight, -0.5)
-    near_one = np.exp(exponent * np.log1p(shortfall))
-    power: FloatArray = np.where(shortfall > -0.5, near_one, (np.exp(decay) @ weight) ** exponent)
+    return power_near_one(np.expm1(decay) @ weight, np.exp(decay) @ weight, exponent)
+
+
+def power_near_one(excess: FloatArray, base: FloatArray, exponent: int) -> FloatArray:
+    """base^exponent, accurate where the base is near 1 and the exponent large.
+
+    Args:
+        excess: base − 1, with its own digits.
+        base: ≥ 0, of the same shape.
+        exponent: ≥ 0.
+    """
+    is_near = excess > -0.5
+    power: FloatArray = np.where(is_near, np.exp(exponent * np.log1p(np.where(is_near, excess, 0.0))), base**exponent)
     return power
 
 

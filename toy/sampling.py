@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toy.estimators import Estimator, FloatArray, estimator
+from toy.checks import (
+    FloatArray,
+    Number,
+    ProblemError,
+    float_number,
+    float_vector,
+    instance,
+    seeded,
+    shown,
+    whole_number,
+)
+from toy.estimators import Estimator, estimator
 from toy.exact import log_ratios, sum_by_completion
-from toy.problems import CategoricalProblem, Number, ProblemError
+from toy.problems import CategoricalProblem
 
 BLOCK = 4_000_000
 """About how many numbers an intermediate array holds."""
+
+LARGEST_SAMPLE = 100_000_000
+"""The most numbers that sampled gradients may hold, and the most completions that may be sampled for them."""
 
 LARGEST_COST = 1e9
 """The most proposals that the rejection sampler may expect to need."""
@@ -65,7 +78,7 @@ def sampled_moments(
         problem: Prior, goodness, policy and proposal over K completions.
         chosen: An estimator or its name.
         group_size: n, the completions in a group; even for estimators on pairs.
-        draws: How many groups, at least 2; memory holds draws × K numbers.
+        draws: How many groups, at least 2; memory holds draws × K numbers, at most 1e8, like draws × n.
         seed: Of numpy's default generator.
 
     Raises:
@@ -74,12 +87,13 @@ def sampled_moments(
     Numerics: the gradients of dpg, gdcpp and their like are unbounded: where α or β have heavy tails, the standard
         errors are themselves uncertain.
     """
+    instance("problem", problem, CategoricalProblem)
     found = estimator(chosen)
-    found.check_group_size(group_size)
-    _check_whole("draws", draws, 2)
-    gradient = _sampled_gradients(problem, found, group_size, draws, _generator(seed))
+    group_size, draws = found.check_group_size(group_size), whole_number("draws", draws, 2)
+    _check_size(draws, group_size, problem.size)
+    gradient = _sampled_gradients(problem, found, group_size, draws, seeded(seed))
     mean = gradient.mean(axis=0)
-    target = np.array(problem.posterior, float) - np.array(problem.policy, float)
+    target = float_vector("posterior", problem.posterior) - float_vector("policy", problem.policy)
     variance, variance_error = _mean_and_error(((gradient - mean) ** 2).sum(axis=1) * draws / (draws - 1))
     mse, mse_error = _mean_and_error(((gradient - target) ** 2).sum(axis=1))
     mean_error = gradient.std(axis=0, ddof=1) / math.sqrt(draws)
@@ -99,18 +113,19 @@ def rejection_sample(problem: CategoricalProblem, draws: int, seed: int) -> Reje
 
     Source: eq-1; the number of proposals is negative binomial of mean draws · rejection_cost(problem).
     """
-    _check_whole("draws", draws, 1)
-    expected = draws * float(rejection_cost(problem))
+    draws = whole_number("draws", draws, 1, int(LARGEST_COST))
+    expected = draws * float_number("rejection_cost", rejection_cost(problem))
     if expected > LARGEST_COST:
         raise ProblemError(
             f"about {expected:.2g} proposals would be needed; rejection_cost gives the cost without them"
         )
-    acceptance = np.array(problem.goodness, float) / float(_best_goodness(problem))
-    generator = _generator(seed)
+    prior, acceptance = float_vector("prior", problem.prior), float_vector("goodness", problem.goodness)
+    acceptance = acceptance / float(_best_goodness(problem))
+    generator = seeded(seed)
     accepted, used = np.empty(0, dtype=np.intp), 0
     while len(accepted) < draws:
         uniform = generator.random((min(BLOCK, math.ceil(expected) + 100), 2))
-        completion = _completions(problem.prior, uniform[:, 0])
+        completion = completions_at(prior, uniform[:, 0])
         position = np.flatnonzero(uniform[:, 1] < acceptance[completion])[: draws - len(accepted)]
         accepted = np.concatenate([accepted, completion[position]])
         used += int(position[-1]) + 1 if len(accepted) == draws else len(uniform)
@@ -123,6 +138,7 @@ def rejection_cost(problem: CategoricalProblem) -> Number:
     Args:
         problem: Its prior and goodness are used; completions that the prior excludes do not count.
     """
+    instance("problem", problem, CategoricalProblem)
     return _best_goodness(problem) / problem.normalizer
 
 
@@ -136,21 +152,30 @@ def _sampled_gradients(
 ) -> FloatArray:
     """Gradients of independent groups in the logits (draws, K)."""
     log_target, log_policy = log_ratios(problem)
-    policy = np.array(problem.policy, float)
+    proposal, policy = float_vector("proposal", problem.proposal), float_vector("policy", problem.policy)
     rows = max(BLOCK // group_size**2, 16)
     gradients = []
     for start in range(0, draws, rows):
-        groups = _completions(problem.proposal, generator.random((min(rows, draws - start), group_size)))
+        groups = completions_at(proposal, generator.random((min(rows, draws - start), group_size)))
         coefficients = chosen.coefficients(log_target[groups], log_policy[groups])
         total = sum_by_completion(groups, coefficients, problem.size)
         gradients.append(total - policy * total.sum(axis=1, keepdims=True))
     return np.concatenate(gradients)
 
 
-def _completions(probabilities: Sequence[Number], uniform: FloatArray) -> NDArray[np.intp]:
-    """Indices with these probabilities, from uniform numbers in [0, 1), by the inverse of the distribution function."""
-    cumulative = np.cumsum(np.array(probabilities, float))
-    return np.searchsorted(cumulative / cumulative[-1], uniform, side="right")
+def completions_at(probability: FloatArray, uniform: FloatArray) -> NDArray[np.intp]:
+    """The inverse of a distribution function: uniform numbers become completions of these probabilities.
+
+    Args:
+        probability: (K,), which need not sum to 1.
+        uniform: In [0, 1), of any shape.
+
+    Returns:
+        Indices into the K, of the same shape; never one of probability 0.
+    """
+    cumulative = np.cumsum(probability)
+    completions: NDArray[np.intp] = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    return completions
 
 
 def _mean_and_error(values: FloatArray) -> tuple[float, float]:
@@ -158,13 +183,10 @@ def _mean_and_error(values: FloatArray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _generator(seed: int) -> np.random.Generator:
-    """The generator of a seed."""
-    _check_whole("seed", seed, 0)
-    return np.random.default_rng(seed)
-
-
-def _check_whole(name: str, value: int, smallest: int) -> None:
-    """Raise ProblemError unless a number is whole and large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
-        raise ProblemError(f"{name} is {value!r}; it must be a whole number, at least {smallest}")
+def _check_size(draws: int, group_size: int, size: int) -> None:
+    """Raise ProblemError where the sample would take too long or too much memory."""
+    if draws * max(group_size, size) > LARGEST_SAMPLE:
+        raise ProblemError(
+            f"draws is {shown(draws)}; with n = {group_size} and K = {size} it may be at most "
+            f"{LARGEST_SAMPLE // max(group_size, size)}"
+        )

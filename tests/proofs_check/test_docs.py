@@ -41,3 +41,12 @@ def test_every_study_has_its_four_files_and_is_shown_in_the_theory(command: str)
     for kind in ("png", "svg", "csv", "json"):
         assert (DOCS / "figures" / f"{command}.{kind}").stat().st_size > 0
     assert f"(figures/{command}.png)" in (DOCS / "theory.md").read_text()
+
+
+def test_the_readmes_example_runs_and_its_unbiased_estimators_are_unbiased(capsys: pytest.CaptureFixture[str]) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```$", (DOCS / "../README.md").read_text(), re.M | re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(shown) == ["brain", "snis", "dpg", "gdcpp"]
+    fractions = {name: re.findall(r"Fraction\((-?\d+), (\d+)\)", line) for name, line in shown.items()}
+    assert fractions["dpg"] == fractions["gdcpp"] != fractions["brain"]

@@ -40,8 +40,12 @@ def test_a_command_writes_its_four_files_and_names_them(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_figures_go_to_a_folder_of_their_own_by_default(tmp_path: Path) -> None:
-    assert command("gap", folder=tmp_path).returncode == 0
+def test_figures_go_to_a_folder_of_their_own_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr("toy.__main__._run", lambda name, folder: folders.append(folder))
+    monkeypatch.chdir(tmp_path)
+    assert main(["gap"]) == 0
+    assert folders == [Path("figures")]
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
@@ -68,6 +72,21 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_computed(tm
     assert done.stderr.startswith(f"error: --out {file / below}: cannot write there")
     assert len(done.stderr.splitlines()) == 1
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_of_the_folder_is_refused_rather_than_taken_for_this_one(tmp_path: Path, name: str) -> None:
+    done = command("gap", "--out", name, folder=tmp_path)
+    assert done.returncode == 2
+    assert "argument --out: the name is empty" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_in_place_of_the_folder_is_called_what_it_is() -> None:
+    done = command("gap", "--out", os.devnull)
+    assert done.returncode == 2
+    expected = f"error: --out {os.devnull}: cannot write there (it is not a folder); name a folder that can be written"
+    assert done.stderr.splitlines() == [expected]
 
 
 def test_a_problem_that_makes_no_sense_ends_in_one_paragraph(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from fractions import Fraction
 
 import hypothesis.strategies as st
+import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from brain_core import brain_coefficients, policy_log_ratio, self_normalized_kl, target_log_ratio
 from toy import ESTIMATORS, CategoricalProblem, Estimator, ProblemError, exact_moments
@@ -332,6 +335,24 @@ def test_divergence_stays_finite_where_a_probability_underflows() -> None:
     assert path.kl_to_target.item() == pytest.approx(1000 + math.log(0.5))
 
 
+@settings(max_examples=30)
+@given(problem=problems(smallest_goodness=0), distance=st.sampled_from([1.0, 1e-4, 1e-8, 1e-12]))
+def test_divergences_are_never_negative_and_keep_their_digits_near_the_target(
+    problem: CategoricalProblem, distance: float
+) -> None:
+    problem = as_floats(problem)
+    with np.errstate(divide="ignore"):
+        log_target = np.log(np.array(problem.posterior))
+    log_policy = log_target + distance * np.cos(np.arange(problem.size))
+    path = Trajectory(problem, np.array([0]), log_policy[None, None])
+    with mpmath.workdps(40):
+        gaps = [(mpmath.exp(y), mpmath.mpf(x) - mpmath.mpf(y)) for x, y in zip(log_policy, log_target, strict=True)]
+        expected = float(sum(p * (mpmath.exp(gap) - 1 - gap) for p, gap in gaps if p))
+    assert path.kl_to_target.item() == pytest.approx(expected, rel=1e-12, abs=0)
+    for values in (path.kl_to_target, path.reverse_kl_to_target, path.kl_to_prior):
+        assert values.item() >= 0
+
+
 def test_completions_that_the_prior_excludes_are_left_alone() -> None:
     problem = CategoricalProblem([0.5, 0.5, 0.0], [0.2, 0.8, 1.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0])
     path = fit(problem, "brain", Schedule(200, 1.0, 4), seed=1, record_every=200)
@@ -365,6 +386,39 @@ def test_mean_and_error_are_over_replicas_and_one_replica_has_no_error() -> None
 def test_a_schedule_that_makes_no_sense_is_refused_by_name(change: dict[str, float], word: str) -> None:
     with pytest.raises(ProblemError, match=word):
         dataclasses.replace(Schedule(10, 1.0, 4), **change)
+
+
+def test_a_schedule_holds_plain_numbers_whatever_kind_was_given() -> None:
+    schedule = Schedule(np.int64(3), Fraction(1, 2), np.int32(4), is_proposal_updated=np.False_)
+    assert schedule == Schedule(3, 0.5, 4, is_proposal_updated=False)
+    assert [type(value) for value in dataclasses.astuple(schedule)] == [int, float, *[int] * 4, *[bool] * 2]
+
+
+@pytest.mark.parametrize("told", [lambda y: np.zeros(3), lambda y: np.full(y.shape, np.nan), lambda y: 0.0])
+def test_a_judge_that_does_not_answer_for_each_completion_is_refused(told: Callable[[np.ndarray], object]) -> None:
+    with pytest.raises(ProblemError, match=r"judge told .*one log-goodness, not NaN, for each.*\(1, 16, 4\)"):
+        fit(as_floats(generic()), "brain", Schedule(1, 1.0, 4), seed=0, judge=lambda y, generator: told(y))
+
+
+@pytest.mark.parametrize("train", [lambda *a: fit(*a, seed=0), exact_flow], ids=["fit", "exact_flow"])
+def test_a_rate_that_leaves_float64_is_named_and_counts_as_overflow(train: Callable[..., Trajectory]) -> None:
+    for error in (ProblemError, OverflowError):
+        with pytest.raises(error, match=r"learning_rate is 1e\+300: after step 1 a logit is .*; lower the rate"):
+            train(as_floats(generic()), "brain", Schedule(5, 1e300, 4))
+
+
+def test_a_flow_whose_policy_loses_a_completion_names_the_rate() -> None:
+    with pytest.raises(ProblemError, match=r"learning_rate is 10000: after step \d+ policy\[\d\] is too small"):
+        exact_flow(as_floats(generic()), "brain", Schedule(200, 1e4, 4))
+
+
+def test_training_refuses_fractions_that_float64_takes_for_zero() -> None:
+    half, tiny = [Fraction(1, 2)] * 2, Fraction(1, 10**400)
+    for train in (lambda *a: fit(*a, seed=0), exact_flow):
+        with pytest.raises(ProblemError, match=r"\[0\] is 1/.*float64"):
+            train(CategoricalProblem(half, [tiny, 1], half, half), "brain", Schedule(1, 1.0, 4))
+        with pytest.raises(ProblemError, match=r"policy\[0\] is 1/.*float64"):
+            train(CategoricalProblem(half, [1, 1], [tiny, 1 - tiny], half), "brain", Schedule(1, 1.0, 4))
 
 
 def test_training_refuses_what_it_cannot_use_by_name() -> None:

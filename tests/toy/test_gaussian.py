@@ -194,6 +194,34 @@ def test_moments_of_eight_agree_with_sampled_groups_within_their_error(name: str
     assert abs(squares.mean() - found.variance) < 5 * squares.std() / math.sqrt(draws)
 
 
+@pytest.mark.parametrize("group_size", [10**5, 10**7, 10**9])
+@pytest.mark.parametrize("proposal_mean", [0.0, 0.5, 1.0])
+def test_large_groups_keep_the_variances_that_are_known(group_size: int, proposal_mean: float) -> None:
+    mu = proposal_mean
+    target_square = math.exp(mu**2) * (1 + (mu + 1) ** 2)
+    dpg, rloo = (gaussian_moments(name, mu, group_size) for name in ("dpg", "rloo"))
+    assert dpg.variance == pytest.approx((target_square - 1) / group_size, rel=1e-6)
+    assert rloo.variance == pytest.approx(2 / (group_size - 1), rel=1e-6)
+    assert dpg.bias == pytest.approx(0, abs=1e-14)
+
+
+def test_moments_of_large_groups_follow_their_expansions() -> None:
+    """n · bias and n · variance differ from their limits by O(1/n), to where 1/n itself is rounding."""
+    limit = math.exp(0.25)
+    gaps = [size * gaussian_moments("brain", 0.5, size).bias - limit for size in (10**5, 10**6, 10**9)]
+    assert gaps[1] == pytest.approx(gaps[0] / 10, rel=1e-3)
+    assert gaps[2] == pytest.approx(0, abs=1e-6)
+    for name in ("brain", "snis", "brain_weighted", "importance_weighted_rloo"):
+        small, large = (size * gaussian_moments(name, 0.5, size).variance for size in (10**6, 10**9))
+        assert large == pytest.approx(small, rel=1e-5)
+
+
+def test_a_group_too_large_for_the_variance_is_refused() -> None:
+    for question in (lambda *a: gaussian_moments("brain", *a), gaussian_self_normalized_kl):
+        with pytest.raises(ProblemError, match=r"group_size is 1000000001; it may be at most 1e\+09"):
+            question(0.5, 10**9 + 1)
+
+
 @pytest.mark.parametrize("name", ["brain_argmax", "dpo_sft", "dpo_sft_iw", "ppo"])
 def test_estimators_without_a_gaussian_form_are_refused_with_the_list(name: str) -> None:
     with pytest.raises(ProblemError, match=f"the Gaussian toy has no estimator '{name}'; it has {', '.join(NAMES)}"):

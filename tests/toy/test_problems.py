@@ -3,8 +3,10 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,10 +50,61 @@ def test_bad_vectors_are_refused_with_the_reason(change: dict[str, object], mess
         CategoricalProblem(**vectors)
 
 
-@pytest.mark.parametrize("reward", [(), (1.0, math.nan), (math.inf, 0.0)])
-def test_rewards_that_are_not_finite_are_refused(reward: tuple[float, ...]) -> None:
-    with pytest.raises(ProblemError, match="reward: every value must be a finite number"):
+@pytest.mark.parametrize("reward, index", [((1.0, math.nan), 1), ((math.inf, 0.0), 0)])
+def test_rewards_that_are_not_finite_are_refused(reward: tuple[float, ...], index: int) -> None:
+    with pytest.raises(ProblemError, match=rf"reward\[{index}\] is .*; it must be a finite number"):
         CategoricalProblem.from_reward(HALF, reward, HALF, HALF)
+
+
+@pytest.mark.parametrize("reward", [(), (1.0, 2.0, 3.0)])
+def test_as_many_rewards_as_completions_are_needed(reward: tuple[float, ...]) -> None:
+    with pytest.raises(ProblemError, match=f"one length K, but reward has {len(reward)}, prior has 2"):
+        CategoricalProblem.from_reward(HALF, reward, HALF, HALF)
+
+
+def test_a_reward_that_float64_cannot_tell_from_the_worst_is_refused_and_not_dropped() -> None:
+    spread = CategoricalProblem.from_reward(HALF, (0.0, 708.0), HALF, HALF)
+    assert spread.posterior[0] == pytest.approx(math.exp(-708), rel=1e-13)
+    with pytest.raises(ProblemError, match=r"reward\[0\] is 0.0, at temperature 0.5 712 nats below the best"):
+        CategoricalProblem.from_reward(HALF, (0.0, 356.0), HALF, HALF, temperature=0.5)
+
+
+@pytest.mark.parametrize("reward", [-1e6, -1.0, 3.0, 1e6])
+def test_the_reward_of_a_completion_that_the_prior_excludes_does_not_matter(reward: float) -> None:
+    prior = (0.5, 0.5, 0)
+    problem = CategoricalProblem.from_reward(prior, (0.0, 1.0, reward), prior, prior)
+    assert problem.posterior == CategoricalProblem.from_reward(prior, (0.0, 1.0, 0.0), prior, prior).posterior
+    assert max(problem.goodness) == 1
+
+
+def test_goodness_that_underflows_with_the_prior_is_refused_and_not_dropped() -> None:
+    with pytest.raises(ProblemError, match=r"prior\[0\] · goodness\[0\] is 1e-200 · 1e-200"):
+        CategoricalProblem((1e-200, 1 - 1e-200), (1e-200, 1), HALF, HALF)
+
+
+@pytest.mark.parametrize("name", ["policy", "prior"])
+def test_fractions_beyond_float64_stay_exact_but_are_refused_where_floats_are_needed(name: str) -> None:
+    tiny = Fraction(1, 10**400)
+    problem = CategoricalProblem(
+        **({"prior": HALF, "goodness": SURE, "policy": HALF, "proposal": HALF} | {name: (tiny, 1 - tiny)})
+    )
+    assert getattr(problem, name)[0] == tiny
+    with pytest.raises(ProblemError, match=r"(policy|posterior)\[0\] is 1/10000.*float64"):
+        problem.kl  # noqa: B018
+    with pytest.raises(ProblemError, match=rf"{name}\[0\] is 1/10000.*float64"):
+        replace(problem, goodness=(1.0, 0.5))
+
+
+def test_numpy_integers_and_other_vectors_of_whole_numbers_stay_exact() -> None:
+    for one_zero in (np.array([1, 0]), (np.int64(1), Fraction(0)), [1, 0]):
+        problem = CategoricalProblem(*[one_zero] * 4)
+        assert problem.is_exact
+        assert all(type(value.numerator) is int for value in problem.prior)
+
+
+def test_float32_vectors_that_miss_the_sum_are_refused_with_what_to_do() -> None:
+    with pytest.raises(ProblemError, match=r"prior sums to 0.99999997.*; divide them by their sum, in float64"):
+        CategoricalProblem(np.array([0.1, 0.9], np.float32), SURE, HALF, HALF)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
@@ -75,8 +128,34 @@ def test_both_ratios_have_mean_one_under_the_proposal(problem: CategoricalProble
 
 @given(problem=problems())
 def test_kl_is_never_negative_and_zero_where_policy_is_the_target(problem: CategoricalProblem) -> None:
-    assert problem.kl >= -1e-15
+    assert problem.kl >= 0
     assert problem.with_policy(problem.posterior).kl == 0
+
+
+def kl_by_definition(problem: CategoricalProblem) -> float:
+    """With 60 digits, of the numbers exactly as they are, divided by their sums."""
+    with mpmath.workdps(60):
+        target, policy = (
+            [mpmath.mpf(Fraction(v).numerator) / Fraction(v).denominator for v in values]
+            for values in (problem.posterior, problem.policy)
+        )
+        terms = (p * mpmath.log(p / q) - p + q for p, q in zip(target, policy, strict=True) if p)
+        return float(sum(terms) + sum(q for p, q in zip(target, policy, strict=True) if not p))
+
+
+@pytest.mark.parametrize("distance", [0.5, 1e-3, 1e-6, 1e-8, 1e-12])
+def test_kl_keeps_its_digits_as_the_policy_nears_the_target(distance: float) -> None:
+    problem, step = generic(), Fraction(distance)
+    near = [(1 - step) * p + step * q for p, q in zip(problem.posterior, problem.policy, strict=True)]
+    exact = problem.with_policy(near)
+    assert exact.kl == pytest.approx(kl_by_definition(exact), rel=1e-13, abs=0)
+    floating = as_floats(exact)
+    assert floating.kl == pytest.approx(kl_by_definition(floating), rel=1e-13, abs=0)
+
+
+@given(problem=problems(smallest_goodness=0))
+def test_kl_equals_its_definition(problem: CategoricalProblem) -> None:
+    assert problem.kl == pytest.approx(kl_by_definition(problem), rel=1e-13, abs=1e-300)
 
 
 def test_fractions_stay_exact_and_one_float_makes_all_float() -> None:

@@ -16,7 +16,7 @@ from toy import (
     rejection_sample,
     sampled_moments,
 )
-from toy.sampling import _completions
+from toy.sampling import completions_at
 from toy_problems import as_floats, generic, normalized
 
 
@@ -70,7 +70,7 @@ def test_completions_that_the_proposal_excludes_are_never_sampled() -> None:
 
 def test_extreme_uniform_numbers_give_completions_that_are_possible() -> None:
     uniform = np.array([0.0, 0.6, 1 - 2**-53])
-    assert _completions((0.0, 0.5, 0.0, 0.5 - 1e-10, 0.0), uniform).tolist() == [1, 3, 3]
+    assert completions_at(np.array([0.0, 0.5, 0.0, 0.5 - 1e-10, 0.0]), uniform).tolist() == [1, 3, 3]
 
 
 def test_rejection_sample_follows_the_posterior_and_not_the_prior() -> None:
@@ -129,6 +129,15 @@ def test_a_seed_must_be_given_and_whole(seed: object) -> None:
         sampled_moments(generic(), "brain", 2, 10, seed)
     with pytest.raises(ProblemError, match="seed is"):
         rejection_sample(generic(), 1, seed)
+
+
+@pytest.mark.parametrize("size, group_size, largest", [(4, 2, 25_000_000), (1000, 2, 100_000), (4, 1000, 100_000)])
+def test_more_draws_than_memory_and_time_allow_are_refused_with_the_most_allowed(
+    size: int, group_size: int, largest: int
+) -> None:
+    even = CategoricalProblem(*[np.full(size, 1 / size)] * 4)
+    with pytest.raises(ProblemError, match=f"draws is {largest + 1};.* at most {largest}"):
+        sampled_moments(even, "brain", group_size, largest + 1, 0)
 
 
 def test_groups_that_make_no_sense_are_refused() -> None:

@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from toy import (
     CategoricalProblem,
@@ -16,9 +15,7 @@ from toy import (
     weighted_self_normalized_kl,
 )
 from toy.plots import count_axis, describe, draw, figure, legend_under, plain_style, reference
-from toy.studies.study import Progress, Study
-
-Floats = NDArray[np.float64]
+from toy.studies.study import Floats, Progress, Study
 
 
 def _problem(target: list[Fraction], policy: list[Fraction], proposal: list[Fraction]) -> CategoricalProblem:

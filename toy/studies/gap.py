@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from brain_core import (
@@ -20,11 +19,9 @@ from brain_core import (
     soft_label_dpo_coefficients,
 )
 from toy.plots import STYLE, Style, describe, draw, figure, legend_below, plain_style, reference
-from toy.studies.study import Progress, Study
+from toy.studies.study import Floats, Progress, Study
 
-Floats = NDArray[np.float64]
-
-GAPS = np.linspace(0.1, 6.0, 60)
+GAPS = np.arange(1, 31) / 5
 """Reward gaps r₁ − r₂, nats; at 0, where argmax has no winner, every rule pulls nothing at the start."""
 LOW, HIGH = -2.0, 3.0
 """Mean rewards of the pair for the logistic goodness; the other rules see the gap alone."""
@@ -33,6 +30,8 @@ STATES = {"before training": 0.0, "half-way": 0.5, "at the posterior": 1.0}
 """The policy's log-odds over the prior's, as a part of those of the Bradley–Terry posterior, which are the gap."""
 LEARNING_RATE = 0.5
 STEPS = 400
+STEPS_SHOWN = np.unique(np.geomspace(1, STEPS, 40).round().astype(int))
+"""What is drawn and written of the paths."""
 STEP_GAPS = (0.5, 4.0)
 
 
@@ -156,7 +155,7 @@ def _draw_paths(panel: Axes, gap: float, paths: dict[str, Floats]) -> None:
     """Learned log-odds against steps."""
     reference(panel, y=gap, text="posterior")
     for rule, values in paths.items():
-        draw(panel, np.arange(1, STEPS + 1), values[1:], RULES[rule].style)
+        draw(panel, STEPS_SHOWN, values[STEPS_SHOWN], RULES[rule].style)
     panel.set_xscale("log")
     describe(
         panel,
@@ -180,7 +179,7 @@ def _rows(
         for rule, values in by_rule.items():
             rows += [("pull", state, rule, gap, "", value) for gap, value in zip(GAPS, values, strict=True)]
     for (rule, gap), values in paths.items():
-        rows += [("log_odds", "", rule, gap, step, value) for step, value in enumerate(values)]
+        rows += [("log_odds", "", rule, gap, step, values[step]) for step in STEPS_SHOWN.tolist()]
     return rows
 
 
@@ -202,12 +201,13 @@ def _summary(pulls: dict[str, dict[str, Floats]], paths: dict[tuple[str, float],
 
 
 CAPTION = (
-    "A pair of completions sampled from the prior, the first with the higher reward. Before training, argmax (DPO-sft) "
-    "pulls every pair by the same 1/2, whether the gap is a tenth of a nat or six; it still pulls where the policy has "
-    "reached the Bradley–Terry posterior, so its log-odds grow without end, like the logarithm of the steps. Softmax "
-    "(BRAIn) pulls in proportion to how much more the posterior prefers the better one and stops there; DPO with the "
-    "Bradley–Terry probability for a label is the same rule. A constant label of 0.9 stops too, but at the same "
-    "log-odds for every gap. The logistic goodness is not Bradley–Terry: for pairs of low reward it agrees, for "
-    "pairs of high reward it hardly sees the gap, so its posterior is another one, below the Bradley–Terry one. "
-    "The states compare rules at one policy; each rule's own training would visit others."
+    "A pair of completions sampled from the prior, the first with the higher reward. Before training, argmax "
+    "(DPO-sft) pulls every pair by the same 1/2, whether the gap is a fifth of a nat or six; it still pulls where the "
+    "policy has reached the Bradley–Terry posterior, so its log-odds grow without end, like the logarithm of the "
+    "steps. Softmax (BRAIn) pulls in proportion to how much more the posterior prefers the better one and stops "
+    "there; DPO with the Bradley–Terry probability for a label is the same rule. A constant label of 0.9 stops too, "
+    "but at the same log-odds, 2.2, for every gap. The logistic goodness is not Bradley–Terry: its posterior is "
+    "another one, with smaller log-odds. For pairs of mean reward -2 it is near: it ends at 0.44 for a gap of 0.5 and "
+    "at 3.3 for one of 4; for pairs of mean reward 3 it hardly sees the gap and ends at 0.024 and 0.31. The states "
+    "compare rules at one policy; each rule's own training would visit others."
 )

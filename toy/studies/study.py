@@ -14,9 +14,11 @@ from typing import Protocol, TypeVar
 
 from matplotlib.figure import Figure
 
+from toy.checks import FloatArray
 from toy.plots import image
 
 Item = TypeVar("Item")
+Floats = FloatArray
 
 
 class Progress(Protocol):

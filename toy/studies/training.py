@@ -11,13 +11,16 @@ from matplotlib.axes import Axes
 
 from toy import plots
 from toy.estimators import Estimator
-from toy.fit import Schedule, Trajectory, fit
+from toy.fit import Schedule, Trajectory, fit, mean_and_error
 from toy.problems import CategoricalProblem
+from toy.studies.study import Floats
 
-LEARNING_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+LEARNING_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """The grid that every estimator is given."""
 TUNING_SEED, TUNING_REPLICAS = 1, 12
 """Learning rates are chosen on draws of their own."""
+BRAIN_FIXED = plots.plain_style(2, "BRAIn, proposal fixed")
+"""BRAIn with the prior as its proposal throughout."""
 
 
 def sampled_problem(size: int, reward_scale: float, seed: int) -> CategoricalProblem:
@@ -43,7 +46,7 @@ def final_kl(
         trajectory = fit(problem, chosen, schedule, seed=seed, replicas=replicas, record_every=schedule.steps)
     except OverflowError:
         return math.inf
-    return float(trajectory.kl_to_target[-1].mean())
+    return at_the_end(trajectory.kl_to_target)[0]
 
 
 def tuned(
@@ -58,6 +61,17 @@ def tuned(
         candidates,
         key=lambda candidate: final_kl(problem, chosen, candidate, seed=TUNING_SEED, replicas=TUNING_REPLICAS),
     )
+
+
+def is_at_grid_edge(learning_rate: float) -> bool:
+    """Whether no larger, or no smaller, rate was tried."""
+    return learning_rate in (LEARNING_RATES[0], LEARNING_RATES[-1])
+
+
+def at_the_end(values: Floats) -> tuple[float, float]:
+    """Mean over replicas and its standard error at the last record of (S, R)."""
+    mean, error = mean_and_error(values)
+    return float(mean[-1]), float(error[-1])
 
 
 def at_target(problem: CategoricalProblem) -> Trajectory:
