@@ -100,6 +100,8 @@ class AlignConfig:
     """auto, cpu, cuda, cuda:1, …"""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice. Results are bit-identical only for the same number."""
+    engine: Literal["shared-prefix", "plain"] = "shared-prefix"
+    """shared-prefix scores and trains with one forward pass of a prompt for all its completions; plain repeats it."""
     sample_rows: int = 256
     """Completions in one sampling or scoring call, whole groups when sampling, at least one (memory)."""
     train_rows: int = 64

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from llm import shared_prefix
 from llm.errors import UserError
 from llm.models import Policy
-from llm.records import Completion, Prompt, ScoredGroup, TokenBatch
-
-Pair = tuple[Prompt, Completion]
+from llm.records import Pair, ScoredGroup, TokenBatch
 
 
 def token_batch(pairs: Sequence[Pair], device: torch.device) -> TokenBatch:
@@ -59,16 +58,27 @@ def token_log_probs(policy: Policy, batch: TokenBatch, *, temperature: float = 1
     return chosen * batch.completion_mask
 
 
-def sequence_log_probs(policy: Policy, batch: TokenBatch, *, temperature: float = 1.0) -> torch.Tensor:
-    """Return log q(y|x) of every row: the sum over its completion's tokens, in nats.
+def sequence_log_probs(policy: Policy, pairs: Sequence[Pair], *, temperature: float = 1.0) -> torch.Tensor:
+    """Return log q(y|x) of every pair: the sum over its completion's tokens, in nats.
+
+    Args:
+        policy: The policy; within `policy.as_prior()`, the prior.
+        pairs: N prompts with a completion each. Neighbours with one prompt share its forward pass, if the policy can.
+        temperature: Divides the logits, as it did in sampling.
 
     Returns:
         (N,) float64.
 
     Raises:
         UserError: The model returned NaN or an infinity.
+
+    Gradient: Flows to the adapter.
     """
-    sums = token_log_probs(policy, batch, temperature=temperature).double().sum(-1)
+    if policy.shares_prompts and shared_prefix.pays(policy.base, pairs):
+        tokens = shared_prefix.token_log_probs(policy.base, pairs, temperature)
+    else:
+        tokens = token_log_probs(policy, token_batch(pairs, policy.device), temperature=temperature)
+    sums = tokens.double().sum(-1)
     if not torch.isfinite(sums).all():
         raise UserError(
             "The model gave a log-probability that is not finite. Its weights are damaged, "
@@ -86,8 +96,7 @@ def score(policy: Policy, pairs: Sequence[Pair], rows: int, *, temperature: floa
     """
     scores: list[float] = []
     for start in range(0, len(pairs), rows):
-        batch = token_batch(pairs[start : start + rows], policy.device)
-        scores += sequence_log_probs(policy, batch, temperature=temperature).tolist()
+        scores += sequence_log_probs(policy, pairs[start : start + rows], temperature=temperature).tolist()
     return scores
 
 

@@ -23,7 +23,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from llm import shared_prefix
 from llm.config import AlignConfig
+from llm.console import say
 from llm.errors import UserError
 from llm.streams import torch_seed
 
@@ -40,6 +42,7 @@ class Policy:
         end_ids: Tokens that end a completion.
         context_length: Tokens that prompt and completion may have together.
         identity: Fingerprint of the base's files, dtype and quantisation.
+        shares_prompts: Whether completions of one prompt share its forward pass.
     """
 
     model: peft.PeftModel
@@ -47,6 +50,12 @@ class Policy:
     end_ids: tuple[int, ...]
     context_length: int
     identity: str
+    shares_prompts: bool
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The causal language model, with the adapter's layers in place."""
+        return self.model.get_base_model()
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +96,7 @@ def load_policy(config: AlignConfig) -> Policy:
         end_ids=_end_ids(base, tokenizer, config.model),
         context_length=_context_length(base, config),
         identity=model_fingerprint(config.model, _revision(base), config.dtype, config.quantization),
+        shares_prompts=config.engine == "shared-prefix" and _shares_prompts(base, config),
     )
 
 
@@ -169,6 +179,13 @@ def folder_fingerprint(folder: Path) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _shares_prompts(base: PreTrainedModel, config: AlignConfig) -> bool:
+    """Whether the model can share a prompt's forward pass; says so if not."""
+    if reason := shared_prefix.attach(base):
+        say(f"{config.model}: every completion is forwarded with its prompt (--engine plain), for {reason}.")
+    return not reason
 
 
 def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:

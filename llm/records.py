@@ -47,6 +47,9 @@ class Completion:
     text: str
 
 
+Pair = tuple[Prompt, Completion]
+
+
 @dataclass(frozen=True)
 class ScoredGroup:
     """A prompt's G completions with what Algorithm 1 caches for them (line 8).

@@ -10,7 +10,7 @@ import torch
 import brain_core
 from llm.config import AlignConfig
 from llm.errors import UserError
-from llm.logprob import group_pairs, sequence_log_probs, token_batch
+from llm.logprob import group_pairs, sequence_log_probs
 from llm.models import Policy
 from llm.plugins import load_callable
 from llm.records import ScoredGroup, StepStats
@@ -87,8 +87,8 @@ def accumulate_gradient(
     Returns:
         (B, 7) diagnostics per group, in the order of `StepStats`.
     """
-    tokens = token_batch([pair for group in groups for pair in group_pairs(group)], policy.device)
-    log_policy = sequence_log_probs(policy, tokens).view(len(groups), -1)
+    pairs = [pair for group in groups for pair in group_pairs(group)]
+    log_policy = sequence_log_probs(policy, pairs).view(len(groups), -1)
     log_prior, log_proposal, reward = (_stacked(groups, name) for name in ("log_prior", "log_proposal", "reward"))
     current = log_policy.detach().cpu()
     target, ratio = log_ratios(log_prior, log_proposal, reward, current, log_goodness)

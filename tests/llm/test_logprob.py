@@ -56,16 +56,16 @@ def test_the_prior_differs_from_a_moved_policy_and_returns_after_it(policy: Poli
 
 
 def test_token_log_probs_are_zero_at_padding_and_sum_to_the_sequence(policy: Policy) -> None:
-    batch = token_batch([pair(policy, *case) for case in CASES], policy.device)
+    pairs = [pair(policy, *case) for case in CASES]
+    batch = token_batch(pairs, policy.device)
     tokens = token_log_probs(policy, batch)
     assert tokens.dtype == torch.float32
     assert torch.all(tokens[batch.completion_mask == 0] == 0)
-    assert torch.allclose(tokens.double().sum(-1), sequence_log_probs(policy, batch))
+    assert torch.allclose(tokens.double().sum(-1), sequence_log_probs(policy, pairs))
 
 
 def test_sequence_log_probs_are_float64(policy: Policy) -> None:
-    batch = token_batch([pair(policy, *CASES[0])], policy.device)
-    assert sequence_log_probs(policy, batch).dtype == torch.float64
+    assert sequence_log_probs(policy, [pair(policy, *CASES[0])]).dtype == torch.float64
 
 
 def test_a_model_that_gives_nan_is_refused(policy: Policy) -> None:

@@ -1,0 +1,228 @@
+"""The shared-prefix engine against the plain path: log-probs and gradients, for every architecture that it supports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from architectures import save_model
+from letter_world import letter_config, moved
+from llm import shared_prefix
+from llm.align import run
+from llm.logprob import score, sequence_log_probs, token_batch, token_log_probs
+from llm.models import Policy, load_policy
+from llm.records import Completion, Pair, Prompt
+from llm.shared_prefix import ARCHITECTURES
+
+LETTERS = st.lists(st.integers(3, 28), min_size=1, max_size=9).map(tuple)
+GROUPS = st.lists(st.tuples(LETTERS, st.lists(LETTERS, min_size=1, max_size=5)), min_size=1, max_size=4)
+SHAPES = {"a pair": [(7, 2)], "a large group": [(5, 33)], "three groups": [(9, 3), (1, 2), (20, 8)]}
+
+
+def pairs_of(groups: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> list[Pair]:
+    found = []
+    for index, (prompt_ids, completions) in enumerate(groups):
+        prompt = Prompt(str(index), "", prompt_ids, None)
+        found += [(prompt, Completion(str(index), i, ids, "length", "")) for i, ids in enumerate(completions)]
+    return found
+
+
+def random_pairs(shape: list[tuple[int, int]], seed: int = 0) -> list[Pair]:
+    """Groups of completions of 1 to 12 tokens, every other one ended by the end token."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 29, (length,), generator=draw).tolist())
+
+    lengths = torch.randint(1, 13, (100,), generator=draw).tolist()
+    completions = [tokens(length) + (2,) * (i % 2) for i, length in enumerate(lengths)]
+    return pairs_of([(tokens(width), [completions.pop() for _ in range(n)]) for width, n in shape])
+
+
+def policy_of(architecture: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Policy:
+    policy = moved(load_policy(letter_config(model=str(save_model(folder, architecture)), **changes)))
+    policy.model.to(dtype)
+    return policy
+
+
+def by_rows(policy: Policy, pairs: list[Pair]) -> torch.Tensor:
+    """Token log-probs of single rows without padding, end to end."""
+    found = []
+    for prompt, completion in pairs:
+        row = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+        log_probs = torch.log_softmax(policy.model(input_ids=row).logits[0, :-1], -1)
+        found.append(log_probs.gather(-1, row[0, 1:, None])[len(prompt.token_ids) - 1 :, 0])
+    return torch.cat(found)
+
+
+def flat(tokens: torch.Tensor, pairs: list[Pair]) -> torch.Tensor:
+    return torch.cat([row[: len(c.token_ids)] for row, (_, c) in zip(tokens, pairs, strict=True)])
+
+
+def gradient(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:
+    """The gradient of a random combination of token log-probs, so that every token counts on its own."""
+    weights = torch.randn(len(tokens), generator=torch.Generator().manual_seed(3)).to(tokens.dtype)
+    found = torch.autograd.grad((weights * tokens).sum(), policy.parameters(), allow_unused=True, retain_graph=True)
+    return torch.cat([g.flatten().double() for g in found if g is not None])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_log_probs_and_gradients_equal_those_of_plain_rows(architecture: str, shape: str, tmp_path: Path) -> None:
+    policy, pairs = policy_of(architecture, tmp_path), random_pairs(SHAPES[shape])
+    expected = by_rows(policy, pairs)
+    found = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    assert (found - expected).abs().max() < 2e-5
+    difference = gradient(policy, found) - gradient(policy, expected)
+    assert difference.norm() < 1e-5 * gradient(policy, expected).norm()
+
+
+# GPT-J computes its attention weights in float32 whatever the model's precision; rotary embeddings are float32 too.
+LIMITS = {"gpt2": (1e-10, 1e-10), "gptj": (1e-6, 1e-6)}
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_in_float64_they_agree_as_far_as_the_library_computes_in_float64(architecture: str, tmp_path: Path) -> None:
+    policy, pairs = policy_of(architecture, tmp_path, dtype=torch.float64), random_pairs(SHAPES["three groups"])
+    expected = by_rows(policy, pairs)
+    found = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    for_values, for_gradients = LIMITS.get(architecture, (1e-10, 1e-6))
+    assert (found - expected).abs().max() < for_values
+    difference = gradient(policy, found) - gradient(policy, expected)
+    assert difference.norm() < for_gradients * gradient(policy, expected).norm()
+
+
+@given(groups=GROUPS)
+@settings(max_examples=30)
+def test_any_groups_score_as_they_do_one_by_one(groups: list, shared_policy: Policy) -> None:
+    pairs = pairs_of(groups)
+    with torch.no_grad():
+        found = flat(shared_prefix.token_log_probs(shared_policy.base, pairs, 1.0), pairs)
+        assert (found - by_rows(shared_policy, pairs)).abs().max() < 2e-5
+
+
+@pytest.fixture(scope="module")
+def shared_policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return policy_of("llama", tmp_path_factory.mktemp("llama"))
+
+
+def test_padding_is_zero_and_the_temperature_divides_the_logits(shared_policy: Policy) -> None:
+    pairs = random_pairs(SHAPES["three groups"])
+    with torch.no_grad():
+        found = shared_prefix.token_log_probs(shared_policy.base, pairs, 2.5)
+        batch = token_batch(pairs, shared_policy.device)
+        expected = token_log_probs(shared_policy, batch, temperature=2.5)
+    assert torch.equal(found == 0, expected == 0)
+    assert (found - expected).abs().max() < 2e-5
+
+
+def test_the_prior_and_the_policy_are_told_apart(shared_policy: Policy) -> None:
+    pairs = random_pairs(SHAPES["a large group"])
+    plain = replace(shared_policy, shares_prompts=False)
+    with shared_policy.as_prior():
+        prior = score(shared_policy, pairs, 64)
+        assert prior == pytest.approx(score(plain, pairs, 64), abs=1e-4)
+    assert score(shared_policy, pairs, 64) == pytest.approx(score(plain, pairs, 64), abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(prior, score(shared_policy, pairs, 64), strict=True)) > 0.1
+
+
+def test_a_group_cut_in_two_calls_scores_the_same(shared_policy: Policy) -> None:
+    pairs = random_pairs(SHAPES["three groups"])
+    assert score(shared_policy, pairs, 4) == pytest.approx(score(shared_policy, pairs, 100), abs=2e-5)
+
+
+def test_logits_are_made_a_few_at_a_time_with_the_same_result(
+    shared_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = random_pairs(SHAPES["three groups"])
+    whole = flat(shared_prefix.token_log_probs(shared_policy.base, pairs, 1.0), pairs)
+    monkeypatch.setattr(shared_prefix, "LOGITS_AT_ONCE", 100)
+    parts = flat(shared_prefix.token_log_probs(shared_policy.base, pairs, 1.0), pairs)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert torch.allclose(gradient(shared_policy, whole), gradient(shared_policy, parts), atol=1e-5)
+
+
+def test_activation_checkpointing_gives_the_same_gradient(tmp_path: Path) -> None:
+    policy, pairs = policy_of("llama", tmp_path), random_pairs(SHAPES["three groups"])
+    expected = gradient(policy, flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs))
+    policy.base.activation_checkpointing_enable({"use_reentrant": False})
+    policy.base.train()  # the library checkpoints in training mode only; dropout is 0 here
+    found = gradient(policy, flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs))
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_four_bit_weights_score_and_train_as_on_the_plain_path(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "llama")
+    policy = moved(load_policy(letter_config(model=str(folder), quantization="nf4")))
+    pairs = random_pairs(SHAPES["three groups"])
+    assert policy.shares_prompts
+    score(policy, pairs, 64)  # a pass without gradient first, after which the library's packing would lose gradients
+    found = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    expected = by_rows(policy, pairs)
+    assert (found - expected).abs().max() < 2e-4
+    difference = gradient(policy, found) - gradient(policy, expected)
+    assert gradient(policy, expected).norm() > 0
+    assert difference.norm() < 1e-4 * gradient(policy, expected).norm()
+
+
+def test_bfloat16_differs_no_more_than_the_plain_path_from_itself_in_another_batch(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "llama")
+    policy = moved(load_policy(letter_config(model=str(folder), dtype="bfloat16")))
+    plain = replace(policy, shares_prompts=False)
+    pairs = random_pairs(SHAPES["a large group"])
+    exact = by_rows(policy_of("llama", tmp_path / "again"), pairs)
+    with torch.no_grad():
+        rows = by_rows(policy, pairs).float()
+        batched = flat(token_log_probs(plain, token_batch(pairs, plain.device)), pairs)
+        shared = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    assert (shared - exact).abs().mean() < 1.5 * max((rows - exact).abs().mean(), (batched - exact).abs().mean())
+
+
+@pytest.mark.parametrize(("window", "pays"), [(None, True), (64, True), (8, False)])
+def test_a_sliding_window_shorter_than_a_pair_takes_the_plain_path(
+    window: int | None, pays: bool, tmp_path: Path
+) -> None:
+    policy = policy_of("mistral", tmp_path)
+    policy.base.config.sliding_window = window
+    assert shared_prefix.pays(policy.base, random_pairs(SHAPES["a large group"])) is pays
+
+
+def test_pairs_that_share_no_prompt_take_the_plain_path(shared_policy: Policy) -> None:
+    alone = random_pairs([(5, 1), (6, 1), (5, 1)])
+    assert not shared_prefix.pays(shared_policy.base, alone)
+    assert shared_prefix.pays(shared_policy.base, alone + random_pairs([(3, 2)]))
+
+
+def test_an_architecture_without_support_says_so_once_and_is_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = moved(load_policy(letter_config(model=str(save_model(tmp_path, "gemma2")))))
+    pairs = random_pairs(SHAPES["three groups"])
+    assert not policy.shares_prompts
+    sums = [float(row.sum()) for row in by_rows(policy, pairs).detach().split([len(c.token_ids) for _, c in pairs])]
+    assert score(policy, pairs, 100) == pytest.approx(sums, abs=1e-4)
+    assert capsys.readouterr().err.count("gemma2 is not among the architectures it is proved for") == 1
+
+
+def test_the_plain_engine_is_the_users_choice(in_letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_policy(letter_config()).shares_prompts
+    assert not load_policy(letter_config(engine="plain")).shares_prompts
+    assert capsys.readouterr().err == ""
+
+
+def test_not_a_number_is_refused(shared_policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = shared_policy.base.get_output_embeddings()
+    monkeypatch.setattr(head, "weight", torch.nn.Parameter(torch.full_like(head.weight, torch.nan)))
+    with pytest.raises(Exception, match="not finite"):
+        sequence_log_probs(shared_policy, random_pairs(SHAPES["a pair"]))
+
+
+def test_a_run_with_either_engine_ends_in_the_same_place(in_letters: Path, tmp_path: Path) -> None:
+    ends = [run(letter_config(tmp_path / engine, engine=engine))["after"] for engine in ("shared-prefix", "plain")]
+    for key in ("mean_reward", "kl_to_prior", "completion_length"):
+        assert ends[0][key]["estimate"] == pytest.approx(ends[1][key]["estimate"], rel=0.02, abs=0.02)
