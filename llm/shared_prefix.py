@@ -4,7 +4,7 @@ All tokens of a call, prompts and completions, lie in one flat row, which every 
 Attention takes the row apart: a prompt attends to itself, causally; the tokens of a completion attend to the keys and
 values of their one prompt and, causally, to their own. The two results are merged by their log-sum-exps, which is
 exact. Nothing of a prompt is copied, and gradients flow through it. The head sees only the places that predict a
-completion's token, a few at a time, and is computed again in the backward pass.
+completion's token, a few at a time; its logits are not kept.
 """
 
 from __future__ import annotations
@@ -130,19 +130,58 @@ def _of_head(
     head: torch.nn.Module, hidden: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """Log-probs (M,) of tokens from the hidden states (T, d) at their sources, in chunks of bounded memory."""
-
-    def of_chunk(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        logits = head(states)
-        logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-        return torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
-
+    states = hidden.index_select(0, sources)
     rows = max(1, LOGITS_AT_ONCE // len(head.weight))  # type: ignore[arg-type]
+    if type(head) is torch.nn.Linear and not head.weight.requires_grad:
+        return _FrozenHead.apply(states, head.weight, head.bias, targets, temperature, rows)
     parts = []
-    for places, tokens in zip(sources.split(rows), targets.split(rows), strict=True):
-        states = hidden.index_select(0, places)
-        keeps = torch.is_grad_enabled()
-        parts.append(checkpoint(of_chunk, states, tokens, use_reentrant=False) if keeps else of_chunk(states, tokens))
+    for chunk, tokens in zip(states.split(rows), targets.split(rows), strict=True):
+        parts.append(checkpoint(_log_probs, head, chunk, tokens, temperature, use_reentrant=False))
     return torch.cat(parts)
+
+
+def _log_probs(head: torch.nn.Module, states: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs (M,) of tokens from hidden states (M, d)."""
+    log_probs = torch.log_softmax(_wide(head(states)) / temperature, -1)
+    return log_probs.gather(-1, tokens[:, None])[:, 0]
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, or as they are in float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probs of tokens under a linear head that is not trained.
+
+    The derivative of a log-prob by its hidden state, (w_token − Σ p w) / temperature, is formed while the logits are
+    there; the backward pass is a product with it. Logits are neither kept nor computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        tokens: torch.Tensor,
+        temperature: float,
+        rows: int,
+    ) -> torch.Tensor:
+        log_probs, slopes = [], []
+        for chunk, chosen in zip(states.split(rows), tokens.split(rows), strict=True):
+            all_tokens = torch.log_softmax(_wide(torch.nn.functional.linear(chunk, weight, bias)) / temperature, -1)
+            log_probs.append(all_tokens.gather(-1, chosen[:, None])[:, 0])
+            if ctx.needs_input_grad[0]:
+                mean = all_tokens.exp_().to(weight.dtype) @ weight
+                slopes.append((weight[chosen] - mean) / temperature)
+        ctx.save_for_backward(*slopes)
+        return torch.cat(log_probs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        slopes = torch.cat(ctx.saved_tensors)
+        return (grads[0][:, None].to(slopes.dtype) * slopes, None, None, None, None, None)
 
 
 def flat_row(pairs: Sequence[Pair], device: torch.device) -> FlatRow:

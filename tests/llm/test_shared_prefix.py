@@ -113,12 +113,12 @@ def shared_policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def test_padding_is_zero_and_the_temperature_divides_the_logits(shared_policy: Policy) -> None:
     pairs = random_pairs(SHAPES["three groups"])
-    with torch.no_grad():
-        found = shared_prefix.token_log_probs(shared_policy.base, pairs, 2.5)
-        batch = token_batch(pairs, shared_policy.device)
-        expected = token_log_probs(shared_policy, batch, temperature=2.5)
+    found = shared_prefix.token_log_probs(shared_policy.base, pairs, 2.5)
+    expected = token_log_probs(shared_policy, token_batch(pairs, shared_policy.device), temperature=2.5)
     assert torch.equal(found == 0, expected == 0)
     assert (found - expected).abs().max() < 2e-5
+    slopes = [gradient(shared_policy, flat(tokens, pairs)) for tokens in (found, expected)]
+    assert (slopes[0] - slopes[1]).norm() < 1e-5 * slopes[1].norm()
 
 
 def test_the_prior_and_the_policy_are_told_apart(shared_policy: Policy) -> None:
@@ -145,6 +145,17 @@ def test_logits_are_made_a_few_at_a_time_with_the_same_result(
     parts = flat(shared_prefix.token_log_probs(shared_policy.base, pairs, 1.0), pairs)
     assert torch.allclose(whole, parts, atol=1e-6)
     assert torch.allclose(gradient(shared_policy, whole), gradient(shared_policy, parts), atol=1e-5)
+
+
+def test_a_head_that_is_trained_has_the_gradient_of_the_plain_path(tmp_path: Path) -> None:
+    policy = policy_of("llama", tmp_path, lora_targets="q_proj,lm_head")
+    pairs = random_pairs(SHAPES["three groups"])
+    expected = by_rows(policy, pairs)
+    found = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    assert (found - expected).abs().max() < 2e-5
+    assert any("lm_head" in name for name, p in policy.model.named_parameters() if p.requires_grad)
+    difference = gradient(policy, found) - gradient(policy, expected)
+    assert difference.norm() < 1e-5 * gradient(policy, expected).norm()
 
 
 def test_activation_checkpointing_gives_the_same_gradient(tmp_path: Path) -> None:
