@@ -15,6 +15,7 @@ from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -97,6 +98,8 @@ def attach(model: PreTrainedModel) -> str:
 
 def pays(model: PreTrainedModel, pairs: Sequence[Pair]) -> bool:
     """Whether some pairs share a prompt, and a sliding window, if the model has one, holds each pair as a whole."""
+    if not any(completion.token_ids for _, completion in pairs):
+        return False
     window = getattr(model.config, "sliding_window", None)
     if window is not None and any(len(p.token_ids) + len(c.token_ids) > window for p, c in pairs):
         return False
@@ -117,7 +120,8 @@ def token_log_probs(model: PreTrainedModel, pairs: Sequence[Pair], temperature: 
     Gradient: Flows to whatever is trainable in the model, through prompts too.
     """
     row = flat_row(pairs, model.device)
-    mask = torch.ones(1, 1, 1, 1, device=model.device)  # a mask of four axes reaches attention as it is
+    # A mask of four axes reaches attention as it is; were its layout lost on the way, all results would be NaN.
+    mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
     mask.flat_layout = row.layout  # type: ignore[attr-defined]
     hidden = model.base_model(
         input_ids=row.input_ids, position_ids=row.position_ids, attention_mask=mask, use_cache=False
@@ -154,8 +158,9 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
 class _FrozenHead(torch.autograd.Function):
     """Log-probs of tokens under a linear head that is not trained.
 
-    The derivative of a log-prob by its hidden state, (w_token − Σ p w) / temperature, is formed while the logits are
-    there; the backward pass is a product with it. Logits are neither kept nor computed again.
+    The derivative of a log-prob by its hidden state, Σ (1[token] − p) w / temperature, is formed while the logits are
+    there; the backward pass is a product with it. Logits are neither kept nor computed again. The difference is taken
+    in float32: in half precision it would be lost where p is near 1.
     """
 
     @staticmethod
@@ -171,14 +176,15 @@ class _FrozenHead(torch.autograd.Function):
         log_probs, slopes = [], []
         for chunk, chosen in zip(states.split(rows), tokens.split(rows), strict=True):
             all_tokens = torch.log_softmax(_wide(torch.nn.functional.linear(chunk, weight, bias)) / temperature, -1)
-            log_probs.append(all_tokens.gather(-1, chosen[:, None])[:, 0])
+            log_probs.append(all_tokens.gather(-1, chosen[:, None]))
             if ctx.needs_input_grad[0]:
-                mean = all_tokens.exp_().to(weight.dtype) @ weight
-                slopes.append((weight[chosen] - mean) / temperature)
+                by_logits = all_tokens.exp_().neg_().scatter_add_(-1, chosen[:, None], torch.ones_like(log_probs[-1]))
+                slopes.append(by_logits.to(weight.dtype) @ weight / temperature)
         ctx.save_for_backward(*slopes)
-        return torch.cat(log_probs)
+        return torch.cat(log_probs)[:, 0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         slopes = torch.cat(ctx.saved_tensors)
         return (grads[0][:, None].to(slopes.dtype) * slopes, None, None, None, None, None)
@@ -201,7 +207,11 @@ def flat_row(pairs: Sequence[Pair], device: torch.device) -> FlatRow:
             ids += completion.token_ids
             positions += range(length, length + len(completion.token_ids))
         spans.append(Span(len(prompts) - 1, length, first, len(completions)))
-    sources = [[prompts[span.prompt][-1], *completions[i][:-1]] for span in spans for i in range(span.first, span.last)]
+    sources = [
+        [prompts[span.prompt][-1], *completions[i]][: len(completions[i])]
+        for span in spans
+        for i in range(span.first, span.last)
+    ]
     padded_sources, mask = _padded(sources)
     tokens, (places, _) = torch.tensor(ids), _padded(completions)
     layout = Layout(
@@ -304,6 +314,7 @@ class _CompletionAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, prompt_key, prompt_value, out, size = ctx.saved_tensors
         grad = grads[0].contiguous()
@@ -361,6 +372,8 @@ def _attention_function(
     layout = getattr(attention_mask, "flat_layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    if options.get("dropout"):
+        raise ValueError("attention dropout is on: the weights must be a function of the policy, not of a random part")
     return flat_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, layout), None
 
 

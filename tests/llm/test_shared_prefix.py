@@ -20,7 +20,10 @@ from llm.records import Completion, Pair, Prompt
 from llm.shared_prefix import ARCHITECTURES
 
 LETTERS = st.lists(st.integers(3, 28), min_size=1, max_size=9).map(tuple)
-GROUPS = st.lists(st.tuples(LETTERS, st.lists(LETTERS, min_size=1, max_size=5)), min_size=1, max_size=4)
+COMPLETIONS = st.lists(st.lists(st.integers(3, 28), max_size=9).map(tuple), min_size=1, max_size=5)
+GROUPS = st.lists(st.tuples(LETTERS, COMPLETIONS), min_size=1, max_size=4).filter(
+    lambda groups: any(any(completions) for _, completions in groups)
+)
 SHAPES = {"a pair": [(7, 2)], "a large group": [(5, 33)], "three groups": [(9, 3), (1, 2), (20, 8)]}
 
 
@@ -102,8 +105,11 @@ def test_in_float64_they_agree_as_far_as_the_library_computes_in_float64(archite
 def test_any_groups_score_as_they_do_one_by_one(groups: list, shared_policy: Policy) -> None:
     pairs = pairs_of(groups)
     with torch.no_grad():
-        found = flat(shared_prefix.token_log_probs(shared_policy.base, pairs, 1.0), pairs)
+        tokens = shared_prefix.token_log_probs(shared_policy.base, pairs, 1.0)
+        found = flat(tokens, pairs)
         assert (found - by_rows(shared_policy, pairs)).abs().max() < 2e-5
+        nothing_beside = float(tokens.abs().sum() - found.abs().sum())  # neither padding nor empty completions
+        assert nothing_beside == pytest.approx(0, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +162,54 @@ def test_a_head_that_is_trained_has_the_gradient_of_the_plain_path(tmp_path: Pat
     assert any("lm_head" in name for name, p in policy.model.named_parameters() if p.requires_grad)
     difference = gradient(policy, found) - gradient(policy, expected)
     assert difference.norm() < 1e-5 * gradient(policy, expected).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("confidence", [0.54, 0.98, 0.9995])
+def test_the_frozen_heads_slope_is_as_good_as_autograds_in_half_precision(confidence, dtype) -> None:
+    """The slope of a log-prob near 0 is a small difference, which half precision must not lose."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(500, 64, generator=draw, dtype=torch.float64)
+    tokens = torch.arange(40)
+    states = weight[tokens] + 0.3 * torch.randn(40, 64, generator=draw, dtype=torch.float64)
+    low, high = 0.0, 1.0
+    for _ in range(40):  # scale the states to the wanted mean probability
+        scale = (low + high) / 2
+        mean = torch.softmax(scale * states @ weight.T, -1)[tokens, tokens].mean()
+        low, high = (scale, high) if mean < confidence else (low, scale)
+    weight, states = weight.to(dtype), (scale * states).to(dtype)
+
+    def slope(of, kind) -> torch.Tensor:
+        leaf = states.to(kind).requires_grad_()
+        return torch.autograd.grad(of(leaf, weight.to(kind)).sum(), leaf)[0].double()
+
+    def plain(leaf, head) -> torch.Tensor:
+        logits = leaf @ head.T
+        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)[tokens, tokens]
+
+    def frozen(leaf, head) -> torch.Tensor:
+        return shared_prefix._FrozenHead.apply(leaf, head, None, tokens, 1.0, 7)
+
+    exact = slope(plain, torch.float64)
+    assert torch.allclose(slope(frozen, torch.float64), exact, rtol=1e-10, atol=1e-12)
+    assert (slope(frozen, dtype) - exact).norm() < 1.5 * (slope(plain, dtype) - exact).norm()
+
+
+def test_a_lost_layout_is_refused_and_gives_no_numbers(shared_policy: Policy) -> None:
+    shared_policy.base.set_attn_implementation("sdpa")
+    try:
+        with pytest.raises(Exception, match="not finite"):
+            sequence_log_probs(shared_policy, random_pairs(SHAPES["a pair"]))
+    finally:
+        shared_policy.base.set_attn_implementation(shared_prefix.NAME)
+
+
+def test_attention_dropout_is_refused(tmp_path: Path) -> None:
+    policy = policy_of("llama", tmp_path)
+    policy.base.model.layers[0].self_attn.attention_dropout = 0.1
+    policy.base.train()
+    with pytest.raises(ValueError, match="attention dropout is on"):
+        sequence_log_probs(policy, random_pairs(SHAPES["a pair"]))
 
 
 def test_activation_checkpointing_gives_the_same_gradient(tmp_path: Path) -> None:
