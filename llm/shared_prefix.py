@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from llm.records import Pair
 
@@ -89,6 +88,8 @@ def attach(model: PreTrainedModel) -> str:
         return f"{kind} is not among the architectures it is proved for ({', '.join(sorted(ARCHITECTURES))})"
     if model.device.type != "cpu":
         return "it runs on the CPU only so far"
+    if not hasattr(torch.ops.aten, f"{FLASH}_backward"):
+        return f"torch {torch.__version__} has no {FLASH}"
     if kind == "gptj":
         _hook_gptj(model)
     else:
@@ -355,8 +356,17 @@ class _Fold:
         return [s[self.span.prompt : self.span.prompt + 1, :, : self.span.length] for s in states]
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+def _flash(*inputs: Any, **options: Any) -> Any:
+    """Attention and its log-sum-exp."""
+    return getattr(torch.ops.aten, FLASH)(*inputs, **options)
+
+
+def _flash_backward(*inputs: Any, **options: Any) -> Any:
+    """The gradients by query, key and value."""
+    return getattr(torch.ops.aten, f"{FLASH}_backward")(*inputs, **options)
 
 
 def _attention_function(
@@ -384,7 +394,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def _hook_gptj(model: PreTrainedModel) -> None:
     """Give each attention module of GPT-J, which has no attention interface, an `_attn` that knows flat rows."""
     for module in model.modules():
-        if isinstance(module, GPTJAttention):
+        if type(module).__name__ == "GPTJAttention":
             module._attn = partial(_gptj_attention, module._attn, float(module.scale_attn))
 
 

@@ -274,6 +274,16 @@ def test_an_architecture_without_support_says_so_once_and_is_right(
     assert capsys.readouterr().err.count("gemma2 is not among the architectures it is proved for") == 1
 
 
+def test_a_torch_without_the_kernel_says_so_and_goes_on(
+    in_letters: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_prefix, "FLASH", "_no_such_kernel")
+    policy = load_policy(letter_config())
+    assert not policy.shares_prompts
+    assert "has no _no_such_kernel" in capsys.readouterr().err
+    assert len(score(policy, random_pairs(SHAPES["a pair"]), 2)) == 2
+
+
 def test_the_plain_engine_is_the_users_choice(in_letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load_policy(letter_config()).shares_prompts
     assert not load_policy(letter_config(engine="plain")).shares_prompts
