@@ -24,12 +24,21 @@ from tqdm import tqdm
 
 from llm import report
 from llm.checkpoint import TrainerState, load_best_adapter, load_checkpoint, model_card, save_adapter, save_checkpoint
-from llm.config import GOODNESS, AlignConfig, changed_settings, dump_config, parse_command, validate
+from llm.config import (
+    GOODNESS,
+    AlignConfig,
+    asked_settings,
+    changed_settings,
+    dump_config,
+    parse_command,
+    validate,
+)
 from llm.console import entry_point, say
 from llm.errors import UserError
 from llm.evaluate import Judge, change, evaluate, figures, judged, sample_one_each
 from llm.groups import Collector
 from llm.logprob import group_pairs, score
+from llm.memory import with_train_rows
 from llm.models import Policy, load_policy, resolve_device
 from llm.plugins import load_callable
 from llm.prompts import PromptSets, load_prompts, with_references
@@ -42,9 +51,11 @@ from llm.tracking import Tracker
 from llm.train import draw_batch, make_log_goodness, make_optimizer, train_step
 
 CONSISTENCY_WARNING = 0.05
-SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "n", "m", "sample_rows", "seed")
-FREE_SETTINGS = ("model", "prompts", "reward", "judge", "tracker", "out")
-"""What a resumed run may change, and what is fingerprinted by its content instead."""
+SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "stop", "n", "m", "sample_rows", "seed")
+MEMORY_SETTINGS = ("train_rows", "activation_checkpointing")
+"""What a resumed run may change: the gradient is the same up to rounding."""
+FREE_SETTINGS = ("model", "prompts", "reward", "judge", "tracker", "out", *MEMORY_SETTINGS)
+"""What may differ where a run goes on: it does not matter, or is fingerprinted by its content."""
 
 
 @dataclass
@@ -111,6 +122,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     policy = load_policy(config)
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
+    config = with_train_rows(config, policy, prompts.train, reward)
     identity = _identity(config, policy, reward, prompts)
     # A reward that fails does so here, before there is a run folder that would have to be removed.
     references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
@@ -281,8 +293,9 @@ def main(arguments: Sequence[str]) -> None:
     command = parse_command(arguments)
     config = command.settings
     if command.resume:
-        config = stored_config(Path(command.resume))
-        changed = changed_settings(arguments, config)
+        stored = stored_config(Path(command.resume))
+        config = asked_settings(arguments, stored)
+        changed = [name for name in changed_settings(config, stored) if name not in MEMORY_SETTINGS]
         if changed:
             raise UserError(
                 f"--resume {command.resume}: a run goes on with its own settings, and the command line changes "

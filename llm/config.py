@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -21,7 +21,7 @@ from llm.plugins import load_callable
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
 GOODNESS = ("bradley_terry", "logistic")
-MAY_BE_ZERO = ("seed", "threads", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
+MAY_BE_ZERO = ("seed", "threads", "train_rows", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 INPUTS = ("model", "prompts", "reward")
 
@@ -72,6 +72,8 @@ class AlignConfig:
     """Prompt groups in one gradient step."""
     sampling_temperature: float = 1.0
     """Temperature of the proposal's sampling; its log-probs are scored at the same temperature."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion, matched on decoded text; the reward and the judge see the text before them."""
 
     learning_rate: float = 1e-3
     """AdamW's learning rate; the default suits models of a few million parameters, 1e-5 is the paper's for 7B."""
@@ -104,8 +106,11 @@ class AlignConfig:
     """shared-prefix scores and trains with one forward pass of a prompt for all its completions; plain repeats it."""
     sample_rows: int = 256
     """Completions in one sampling or scoring call, whole groups when sampling, at least one (memory)."""
-    train_rows: int = 64
-    """Completions in one forward and backward pass, whole groups, at least one (memory; the gradient is the same)."""
+    train_rows: int = 0
+    """Completions in one forward and backward pass (memory; the gradient is the same): whole groups, or parts of one
+    after a pass without gradient. 0 takes as many as memory has room for; `config.yaml` tells how many."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third slower."""
 
     validate_every: int = 32
     """Gradient steps between validations; the best checkpoint is kept by win rate."""
@@ -166,8 +171,8 @@ def parse_command(arguments: Sequence[str]) -> Command:
     return _parse(arguments, _overlay_all([(source, _with_prepared(values, source)) for source, values in layers]))
 
 
-def changed_settings(arguments: Sequence[str], stored: AlignConfig) -> list[str]:
-    """Name the settings that a resuming command line would change.
+def asked_settings(arguments: Sequence[str], stored: AlignConfig) -> AlignConfig:
+    """Return a run's settings with what a resuming command line says in place.
 
     Args:
         arguments: The command line, without the program's name.
@@ -176,7 +181,11 @@ def changed_settings(arguments: Sequence[str], stored: AlignConfig) -> list[str]
     Raises:
         SystemExit: Status 2 for an invalid option.
     """
-    asked = _parse(arguments, stored).settings
+    return _parse(arguments, stored).settings
+
+
+def changed_settings(asked: AlignConfig, stored: AlignConfig) -> list[str]:
+    """Name the settings in which two differ."""
     return [f.name for f in dataclasses.fields(AlignConfig) if getattr(asked, f.name) != getattr(stored, f.name)]
 
 
@@ -198,6 +207,8 @@ def validate(config: AlignConfig, *, check_required: bool = True) -> None:
             "the objective is identically 0. Use --n 2 or more."
         )
     _require_bounds(config)
+    if "" in config.stop:
+        raise UserError("--stop: an empty string would end every completion before it begins. Remove it.")
     if config.batch > config.m:
         raise UserError(
             f"--batch {config.batch}: the first phase collects --m {config.m} groups only, which is less than one "
@@ -249,7 +260,7 @@ def _require_bounds(config: AlignConfig) -> None:
     """Numbers that must be finite, not negative, and mostly positive."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, (int, float)) and (expected := _broken_bound(field.name, value)):
+        if type(value) in (int, float) and (expected := _broken_bound(field.name, value)):
             raise UserError(f"{_option(field.name)} {value}: must be {expected}.")
 
 
@@ -355,14 +366,23 @@ def _overlay(settings: AlignConfig, values: dict[str, Any], source: str) -> Alig
 
 def _typed(value: Any, kind: Any, place: str) -> Any:
     """Return a YAML value as a setting of some type, refusing what is not one."""
-    choices = get_args(kind)
     if kind is float:
         return _as_float(value, place)
+    if get_origin(kind) is tuple:
+        return _as_texts(value, place)
+    choices = get_args(kind)
     if (choices and value not in choices) or (not choices and type(value) is not kind):
-        names = {str: "text (put it in quotes)", int: "a whole number"}
+        names = {str: "text (put it in quotes)", int: "a whole number", bool: "true or false"}
         expected = f"one of {', '.join(choices)}" if choices else names[kind]
         raise UserError(f"{place}: {value!r} is not a valid value; expected {expected}.")
     return value
+
+
+def _as_texts(value: Any, place: str) -> tuple[str, ...]:
+    """A YAML list of texts."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"{place}: {value!r} is not a valid value; expected a list of texts (put them in quotes).")
+    return tuple(value)
 
 
 def _as_float(value: Any, place: str) -> float:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from llm.errors import UserError
+
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""What torch's message begins with, after a place in its source, where the computer's memory is full."""
+
+MORE_ROOM = "Lower --sample-rows (llm.reward_model: --batch), or choose a narrower --dtype or --quantization nf4."
 
 
 def say(text: str) -> None:
@@ -18,6 +24,33 @@ def say(text: str) -> None:
 def printable(text: str) -> str:
     """Return text for a terminal: control characters, which a model may write, as escapes; line breaks stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def memory_errors(doing: str, remedy: str) -> Iterator[None]:
+    """Tell what was being done, and what helps, where memory runs out.
+
+    Args:
+        doing: What is done within this context.
+        remedy: A sentence with the setting to change.
+
+    Raises:
+        UserError: There was not enough memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        message = ". ".join(str(error).rpartition(CPU_ALLOCATOR)[2].split(". ")[:2]).rstrip(".") or "MemoryError"
+        raise UserError(f"Out of memory while {doing} ({message}). {remedy}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or, which torch tells by a RuntimeError, on the CPU."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or CPU_ALLOCATOR in str(error)
 
 
 def entry_point(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +66,8 @@ def entry_point(main: Callable[[Sequence[str]], None], arguments: Sequence[str] 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a narrow terminal encoding must not end a run
     try:
-        main(sys.argv[1:] if arguments is None else arguments)
+        with memory_errors("loading, sampling or scoring", MORE_ROOM):
+            main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         say(f"error: {' '.join(str(error).split())}")
         return 2

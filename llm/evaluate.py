@@ -36,7 +36,14 @@ def sample_one_each(policy: Policy, prompts: Sequence[Prompt], config: AlignConf
     completions = []
     for start in range(0, len(prompts), config.sample_rows):
         block = prompts[start : start + config.sample_rows]
-        groups = sample_groups(policy, block, 1, draw=(config.seed, stage, 0), max_new_tokens=config.max_new_tokens)
+        groups = sample_groups(
+            policy,
+            block,
+            1,
+            draw=(config.seed, stage, 0),
+            max_new_tokens=config.max_new_tokens,
+            stop=config.stop,
+        )
         completions += [group[0] for group in groups]
     return completions
 

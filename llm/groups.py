@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.logprob import score
 from llm.models import Policy
-from llm.records import Completion, Prompt, ScoredGroup
+from llm.records import Completion, Pair, Prompt, ScoredGroup
 from llm.rewards import Reward
 from llm.rollout import sample_groups
 from llm.store import ShardFolder
 from llm.streams import stream
 
 Progress = Callable[[int], object]
+
+SAMPLER_TOLERANCE = 1e-3
+"""Nats a completion by which the sampler's log q' may differ from the scorer's and still stand for it."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +113,25 @@ class Collector:
             draw=(self.config.seed, "rollout", phase),
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.sampling_temperature,
+            stop=self.config.stop,
         )
         return [completion_row(c) | {"proposal": proposal} for group in groups for c in group]
 
     def _scored(self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]]) -> list[ScoredGroup]:
         """Score a block, or read its scores."""
-        scores = self._scores(phase).once(_block_name(block), lambda: self._score(phase, block, members, rows))
-        return self._joined(phase, block, members, rows, scores)
-
-    def _score(self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
         prompts = [prompt for prompt in members for _ in range(self.config.n)]
         pairs = list(zip(prompts, map(_completion, rows), strict=True))
-        temperature, size = self.config.sampling_temperature, self.config.sample_rows
-        log_proposal = score(self.policy, pairs, size, temperature=temperature)
+        sampler_stands = self._sampler_stands(phase, pairs[: self.config.n])
+        scores = self._scores(phase).once(_block_name(block), lambda: self._score(phase, block, pairs, sampler_stands))
+        return self._joined(phase, block, members, rows, scores)
+
+    def _score(self, phase: int, block: int, pairs: list[Pair], sampler_stands: bool) -> list[dict[str, Any]]:
+        """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
+        size = self.config.sample_rows
+        if sampler_stands:
+            log_proposal = [completion.sampler_log_prob for _, completion in pairs]
+        else:
+            log_proposal = score(self.policy, pairs, size, temperature=self.config.sampling_temperature)
         with self.policy.as_prior():
             log_prior = score(self.policy, pairs, size)
         rewards = self.reward([prompt.text for prompt, _ in pairs], [completion.text for _, completion in pairs])
@@ -138,6 +147,21 @@ class Collector:
             | key
             for (p, c), prior, proposal, r in zip(pairs, log_prior, log_proposal, rewards.tolist(), strict=True)
         ]
+
+    def _sampler_stands(self, phase: int, group: list[Pair]) -> bool:
+        """Whether the sampler's own log q' stands for the scorer's in this phase, as its first group decided.
+
+        Only in float32: in half precision a log-prob depends on how completions are batched.
+        """
+        if self.config.dtype != "float32":
+            return False
+
+        def compare() -> list[dict[str, Any]]:
+            scored = score(self.policy, group, self.config.sample_rows, temperature=self.config.sampling_temperature)
+            gap = float(np.abs(np.array(scored) - [completion.sampler_log_prob for _, completion in group]).max())
+            return [{"largest_difference": gap, "stands": gap <= SAMPLER_TOLERANCE}]
+
+        return bool(self._scores(phase).once("sampler", compare)[0]["stands"])
 
     def _joined(
         self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]], scores: list[dict[str, Any]]
@@ -156,13 +180,7 @@ class Collector:
 
 def completion_row(completion: Completion) -> dict[str, Any]:
     """Return a completion as a row of a table."""
-    return {
-        "prompt_id": completion.prompt_id,
-        "sample_id": completion.sample_id,
-        "token_ids": list(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-        "text": completion.text,
-    }
+    return dataclasses.asdict(completion) | {"token_ids": list(completion.token_ids)}
 
 
 def adapter_digest(policy: Policy) -> str:
@@ -188,7 +206,8 @@ def _as_groups(members: list[Prompt], rows: list[dict[str, Any]], scores: list[d
 
 def _completion(row: dict[str, Any]) -> Completion:
     """Read a completion from a row of a table."""
-    return Completion(row["prompt_id"], row["sample_id"], tuple(row["token_ids"]), row["finish_reason"], row["text"])
+    values = {field.name: row[field.name] for field in dataclasses.fields(Completion)}
+    return Completion(**values | {"token_ids": tuple(row["token_ids"])})
 
 
 def _block_name(block: int) -> str:

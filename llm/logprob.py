@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from llm import shared_prefix
 from llm.errors import UserError
 from llm.models import Policy
-from llm.records import Pair, ScoredGroup, TokenBatch
+from llm.records import Pair, Prompt, ScoredGroup, TokenBatch
 
 
 def token_batch(pairs: Sequence[Pair], device: torch.device) -> TokenBatch:
@@ -41,7 +41,7 @@ def token_log_probs(policy: Policy, batch: TokenBatch, *, temperature: float = 1
         temperature: Divides the logits, as it did in sampling.
 
     Returns:
-        (N, C) float32, 0 at padding.
+        (N, C) float32 (float64 in a float64 model), 0 at padding.
 
     Gradient: Flows to the adapter.
     """
@@ -53,7 +53,8 @@ def token_log_probs(policy: Policy, batch: TokenBatch, *, temperature: float = 1
         logits_to_keep=length + 1,
         use_cache=False,
     ).logits[:, -(length + 1) : -1]
-    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = torch.log_softmax(wide / temperature, dim=-1)
     chosen = log_probs.gather(-1, batch.completion_ids[..., None])[..., 0]
     return chosen * batch.completion_mask
 
@@ -70,21 +71,51 @@ def sequence_log_probs(policy: Policy, pairs: Sequence[Pair], *, temperature: fl
         (N,) float64.
 
     Raises:
-        UserError: The model returned NaN or an infinity.
+        UserError: The model returned NaN or an infinity, or cannot hold a pair.
 
     Gradient: Flows to the adapter.
     """
+    check_lengths(policy, ((prompt, len(completion.token_ids)) for prompt, completion in pairs))
     if policy.shares_prompts and shared_prefix.pays(policy.base, pairs):
         tokens = shared_prefix.token_log_probs(policy.base, pairs, temperature)
     else:
         tokens = token_log_probs(policy, token_batch(pairs, policy.device), temperature=temperature)
     sums = tokens.double().sum(-1)
-    if not torch.isfinite(sums).all():
+    check_finite(sums)
+    return sums
+
+
+def check_finite(log_probs: torch.Tensor) -> None:
+    """Refuse log-probs (N,) that no model should give.
+
+    Raises:
+        UserError: One is NaN or infinite.
+    """
+    if not torch.isfinite(log_probs).all():
         raise UserError(
             "The model gave a log-probability that is not finite. Its weights are damaged, "
             "or --learning-rate is too high or --dtype too narrow for it."
         )
-    return sums
+
+
+def check_lengths(policy: Policy, lengths: Iterable[tuple[Prompt, int]]) -> None:
+    """Refuse what the model cannot hold, which it would compute all the same, wrongly.
+
+    Args:
+        policy: The policy.
+        lengths: Prompts, each with the tokens of its completion.
+
+    Raises:
+        UserError: A prompt has no tokens, or has too many beside its completion's.
+    """
+    for prompt, length in lengths:
+        if not prompt.token_ids:
+            raise UserError(f"Prompt {prompt.prompt_id}: is empty: it has no tokens. Remove it.")
+        if len(prompt.token_ids) + length > policy.context_length:
+            raise UserError(
+                f"Prompt {prompt.prompt_id}: its {len(prompt.token_ids)} tokens and {length} of a completion do not "
+                f"fit the model's context of {policy.context_length}. Shorten the prompt, or lower --max-new-tokens."
+            )
 
 
 @torch.no_grad()

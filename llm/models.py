@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import peft
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,9 +23,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from llm import shared_prefix
+from llm import prefix_attention
 from llm.config import AlignConfig
 from llm.console import say
 from llm.errors import UserError
@@ -89,6 +92,8 @@ def load_policy(config: AlignConfig) -> Policy:
         UserError: The model cannot be loaded, has no end-of-sequence token, or LoRA finds nothing to adapt.
     """
     base = load_base(config.model, config)
+    if config.activation_checkpointing:
+        _checkpoint_activations(base, config.model)
     tokenizer = load_pretrained(AutoTokenizer, config.model)
     return Policy(
         model=_with_lora(base, config),
@@ -183,7 +188,7 @@ def first_line(error: Exception) -> str:
 
 def _shares_prompts(base: PreTrainedModel, config: AlignConfig) -> bool:
     """Whether the model can share a prompt's forward pass; says so if not."""
-    if reason := shared_prefix.attach(base):
+    if reason := prefix_attention.attach(base):
         say(f"{config.model}: every completion is forwarded with its prompt (--engine plain), for {reason}.")
     return not reason
 
@@ -251,3 +256,26 @@ def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _checkpoint_activations(model: PreTrainedModel, source: str) -> None:
+    """Let each layer keep only its input for the backward pass and compute the rest again.
+
+    The library's own switch works in training mode only, where dropout would be on, and stops keys and values from
+    being kept in sampling.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"--activation-checkpointing: {model.config.model_type} ({source}) has no layers that can be computed "
+            "again. Leave the option out; --train-rows saves memory too."
+        )
+    for layer in layers:
+        layer.forward = partial(_checkpointed, layer.forward)
+
+
+def _checkpointed(forward: Any, *args: Any, **options: Any) -> Any:
+    """A layer's forward pass, computed again in the backward pass if there will be one."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **options)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,9 +36,10 @@ class Completion:
     Attributes:
         prompt_id: Its prompt.
         sample_id: Its place in the group.
-        token_ids: (C,) including the end-of-sequence token where the model ended.
-        finish_reason: `stop` where the model ended, `length` where it was cut.
-        text: Decoded without special tokens.
+        token_ids: (C,) including the end-of-sequence token, or the tokens of a stop string, where it ended so.
+        finish_reason: `stop` where the model ended, or a stop string did, `length` where it was cut.
+        text: Decoded without special tokens, up to a stop string.
+        sampler_log_prob: log q'(y|x) as the sampler summed it, nats; NaN where the completion is not from here.
     """
 
     prompt_id: str
@@ -45,6 +47,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: str
     text: str
+    sampler_log_prob: float = field(default=math.nan, compare=False)
 
 
 Pair = tuple[Prompt, Completion]

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
+from llm.decoding import Decoder, make_decoder
+from llm.logprob import check_finite, check_lengths
 from llm.models import Policy
 from llm.records import Completion, Prompt
+from llm.stopping import stop_position, text_before_stop, tokens_until_stop
 from llm.streams import stream
+
+COMPACT_EVERY = 8
+"""Steps after which completions that ended leave the batch; nothing waits for them in between."""
+BLOCK = 256
+"""Tokens in a block of the inverse CDF's first level."""
 
 
 @torch.no_grad()
@@ -22,8 +31,9 @@ def sample_groups(
     draw: tuple[int, str, int],
     max_new_tokens: int,
     temperature: float = 1.0,
+    stop: Sequence[str] = (),
 ) -> list[list[Completion]]:
-    """Sample n completions of every prompt, all prompts in one batch.
+    """Sample n completions of every prompt, all in one batch.
 
     Neither top-k nor top-p is applied, whatever the model's generation settings say: a truncated proposal would break
     the support condition of Theorem 4.3.
@@ -35,60 +45,137 @@ def sample_groups(
         draw: (seed, stage, iteration), the beginning of every draw's name.
         max_new_tokens: A completion that did not end by then is cut.
         temperature: Divides the logits.
+        stop: Strings that end a completion; the tokens up to the end of the first one belong to it, its text is cut
+            before it.
 
     Returns:
         B groups of n completions.
+
+    Raises:
+        UserError: A prompt is empty or does not fit the context beside its completion, or the model gives NaN.
     """
+    check_lengths(policy, [(prompt, max_new_tokens) for prompt in prompts])
     uniforms = _uniforms(draw, prompts, n, max_new_tokens).to(policy.device)
-    tokens = _sample_tokens(policy, prompts, n, uniforms, temperature).tolist()
-    completions = [_completion(policy, prompts[row // n], row % n, ids) for row, ids in enumerate(tokens)]
+    tokens, log_probs = _sample_tokens(policy, prompts, n, uniforms, temperature, stop)
+    rows = zip(tokens.tolist(), log_probs.cpu(), strict=True)
+    completions = [
+        _completion(policy, prompts[row // n], row % n, ids, of_tokens, stop)
+        for row, (ids, of_tokens) in enumerate(rows)
+    ]
+    check_finite(torch.tensor([completion.sampler_log_prob for completion in completions]))
     return [completions[start : start + n] for start in range(0, len(completions), n)]
 
 
+@dataclass
+class _Sampler:
+    """Completions of a block in the making.
+
+    Attributes:
+        decoder: Gives the logits of those that have not ended.
+        alive: (R,) the numbers of those.
+        tokens: (B·n, C) tokens drawn so far; what follows an end is meaningless.
+        log_probs: (B·n, C) their log-probs, nats, float64.
+        done: (R,) which of those alive have ended since the last compaction.
+    """
+
+    decoder: Decoder
+    alive: torch.Tensor
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+    done: torch.Tensor
+
+    @classmethod
+    def of(cls, decoder: Decoder, rows: int, capacity: int) -> _Sampler:
+        """Begin."""
+        device = decoder.logits.device
+        tokens = torch.zeros(rows, capacity, dtype=torch.long, device=device)
+        done = torch.zeros(rows, dtype=torch.bool, device=device)
+        return cls(decoder, torch.arange(rows, device=device), tokens, tokens.double(), done)
+
+    def draw(self, step: int, uniform: torch.Tensor, temperature: float, end_ids: torch.Tensor) -> torch.Tensor:
+        """Draw the next token (R,) of every completion alive."""
+        token, log_prob = inverse_cdf(self.decoder.logits, uniform, temperature)
+        self.tokens[self.alive, step], self.log_probs[self.alive, step] = token, log_prob
+        self.done |= torch.isin(token, end_ids)
+        return token
+
+    def end_at_stops(self, policy: Policy, length: int, stop: Sequence[str]) -> None:
+        """Mark the completions whose text holds a stop string."""
+        if stop:
+            texts = [_text(policy, ids) for ids in self.tokens[self.alive, :length].tolist()]
+            found = [stop_position(text, stop) is not None for text in texts]
+            self.done |= torch.tensor(found, device=self.done.device)
+
+    def compact(self, token: torch.Tensor) -> torch.Tensor:
+        """Let those that have ended leave, and return the newest tokens of the others."""
+        kept = (~self.done).nonzero()[:, 0]
+        if 0 < len(kept) < len(self.done):
+            self.decoder.keep(kept)
+        self.alive, self.done = self.alive[kept], self.done[kept]
+        return token[kept]
+
+
 def _sample_tokens(
-    policy: Policy, prompts: Sequence[Prompt], n: int, uniforms: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Return sampled tokens (B·n, C); what follows an end token is meaningless."""
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    n: int,
+    uniforms: torch.Tensor,
+    temperature: float,
+    stop: Sequence[str],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sampled tokens (B·n, C) and their log-probs; what follows an end is meaningless."""
+    rows, capacity = uniforms.shape
     end_ids = torch.tensor(policy.end_ids, device=policy.device)
-    input_ids, mask = (tensor.to(policy.device) for tensor in _left_padded(prompts))
-    cache = DynamicCache(config=policy.model.config)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = policy.model(
-        input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-    )
-    cache.batch_repeat_interleave(n)
-    logits = output.logits[:, -1].repeat_interleave(n, 0)
-    mask, positions = mask.repeat_interleave(n, 0), positions[:, -1:].repeat_interleave(n, 0)
-    done = torch.zeros(len(logits), dtype=torch.bool, device=policy.device)
-    columns = []
-    for step in range(uniforms.shape[1]):
-        token = inverse_cdf(logits.float() / temperature, uniforms[:, step])
-        columns.append(token)
-        done |= torch.isin(token, end_ids)
-        if done.all() or step + 1 == uniforms.shape[1]:
+    sampler = _Sampler.of(make_decoder(policy, prompts, n, capacity), rows, capacity)
+    for step in range(capacity):
+        token = sampler.draw(step, uniforms[sampler.alive, step], temperature, end_ids)
+        if (step + 1) % COMPACT_EVERY == 0:
+            sampler.end_at_stops(policy, step + 1, stop)
+            token = sampler.compact(token)
+        if step + 1 == capacity or not len(token):
             break
-        mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), positions + 1
-        logits = policy.model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache
-        ).logits[:, -1]
-    return torch.stack(columns, 1)
+        sampler.decoder.step(token)
+    return sampler.tokens, sampler.log_probs
 
 
-def inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token a row: the first whose cumulative probability exceeds the uniform.
+
+    In two levels, a block of tokens and a token of the block, so that no cumulative sum runs over the vocabulary.
 
     Args:
         logits: (N, V).
         uniform: (N,) float64 in [0, 1).
+        temperature: Divides the logits.
 
     Returns:
-        (N,) tokens; one of probability 0 is never drawn.
+        (N,) tokens, of which one of probability 0 is never drawn, and (N,) their log-probs, nats, float64 (NaN where
+        the logits are).
     """
-    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    last_possible = (cumulative < cumulative[:, -1:]).sum(-1)
-    return torch.minimum(token, last_possible)
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = torch.softmax(scores if temperature == 1.0 else scores / temperature, -1)
+    if surplus := weights.shape[1] % BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, BLOCK - surplus))
+    weights = weights.view(len(logits), -1, BLOCK)
+    block, before, total = _first_above(weights.sum(-1), uniform)
+    within = weights[torch.arange(len(logits), device=logits.device), block]
+    place, _, _ = _first_above(within, (uniform * total - before) / within.double().sum(-1))
+    chosen = within.gather(-1, place[:, None])[:, 0].double()
+    return block * BLOCK + place, chosen.log() - total.log()
+
+
+def _first_above(weights: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the first column whose cumulative weight (N, K) exceeds a share of the total, the sum before, the total.
+
+    A column without weight is never returned, unless there is no weight at all.
+    """
+    cumulative = weights.double().cumsum(-1)
+    total = cumulative[:, -1]
+    column = torch.searchsorted(cumulative, (share * total)[:, None], right=True)[:, 0]
+    last_possible = (cumulative < total[:, None]).sum(-1)
+    column = torch.minimum(column, last_possible).clamp(max=weights.shape[1] - 1)
+    before = torch.where(column > 0, cumulative.gather(-1, (column[:, None] - 1).clamp(min=0))[:, 0], 0.0)
+    return column, before, total
 
 
 def _uniforms(draw: tuple[int, str, int], prompts: Sequence[Prompt], n: int, count: int) -> torch.Tensor:
@@ -98,20 +185,24 @@ def _uniforms(draw: tuple[int, str, int], prompts: Sequence[Prompt], n: int, cou
     return torch.from_numpy(np.stack(rows))
 
 
-def _left_padded(prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prompts' tokens and mask (B, P), padded on the left."""
-    width = max(len(prompt.token_ids) for prompt in prompts)
-    rows = [[0] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts]
-    masks = [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts]
-    return torch.tensor(rows), torch.tensor(masks)
+def _completion(
+    policy: Policy, prompt: Prompt, sample_id: int, ids: list[int], log_probs: torch.Tensor, stop: Sequence[str]
+) -> Completion:
+    """Cut a row at its end, an end token or a stop string, which belongs to it, and decode it."""
+    ends = [place + 1 for place, token in enumerate(ids) if token in policy.end_ids]
+    kept = ids[: ends[0]] if ends else ids
+    written = kept[:-1] if ends else kept
+    stopped = tokens_until_stop(written, partial(_text, policy), stop)
+    if stopped is not None:
+        kept = written = written[:stopped]
+    text = text_before_stop(completion_text(policy, prompt.token_ids, written), stop)
+    reason = "length" if stopped is None and not ends else "stop"
+    return Completion(prompt.prompt_id, sample_id, tuple(kept), reason, text, float(log_probs[: len(kept)].sum()))
 
 
-def _completion(policy: Policy, prompt: Prompt, sample_id: int, ids: list[int]) -> Completion:
-    """Cut a row at its first end token, which belongs to it, and decode it."""
-    ends = [place for place, token in enumerate(ids) if token in policy.end_ids]
-    kept = ids[: ends[0] + 1] if ends else ids
-    text = completion_text(policy, prompt.token_ids, kept[:-1] if ends else kept)
-    return Completion(prompt.prompt_id, sample_id, tuple(kept), "stop" if ends else "length", text)
+def _text(policy: Policy, ids: Sequence[int]) -> str:
+    """Decode tokens by themselves."""
+    return policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def completion_text(policy: Policy, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:

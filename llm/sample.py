@@ -67,7 +67,9 @@ def _prompt(text: str, held_out: dict[str, Any], policy: Policy) -> Prompt:
 def _show(name: str, policy: Policy, prompt: Prompt, command: SampleCommand, config: AlignConfig) -> None:
     """Print the completions of one model."""
     draw = (command.seed, "sample", 0)
-    groups = sample_groups(policy, [prompt], command.count, draw=draw, max_new_tokens=config.max_new_tokens)
+    groups = sample_groups(
+        policy, [prompt], command.count, draw=draw, max_new_tokens=config.max_new_tokens, stop=config.stop
+    )
     for completion in groups[0]:
         print(f"{name:<7}|{printable(completion.text)}")
 

@@ -44,7 +44,8 @@ class Tracker:
         from accelerate import Accelerator
 
         self._accelerator = Accelerator(log_with=config.tracker, project_dir=str(folder))
-        self._accelerator.init_trackers("tracker", config=asdict(config))
+        settings = {key: str(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+        self._accelerator.init_trackers("tracker", config=settings)
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Send the numbers of one event.

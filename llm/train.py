@@ -9,8 +9,9 @@ import torch
 
 import brain_core
 from llm.config import AlignConfig
+from llm.console import memory_errors
 from llm.errors import UserError
-from llm.logprob import group_pairs, sequence_log_probs
+from llm.logprob import group_pairs, score, sequence_log_probs
 from llm.models import Policy
 from llm.plugins import load_callable
 from llm.records import ScoredGroup, StepStats
@@ -56,14 +57,16 @@ def train_step(
     """Make one gradient step; the loss is a mean over the groups, however they are cut into forward passes.
 
     Raises:
-        UserError: The gradient is not finite, or is exactly 0 although the weights ask for a change.
+        UserError: The gradient is not finite, or is exactly 0 although the weights ask for a change; or memory ran out.
     """
     optimizer.zero_grad()
-    chunk = max(1, config.train_rows // config.n)
-    parts = [
-        accumulate_gradient(policy, batch[start : start + chunk], log_goodness, 1 / len(batch))
-        for start in range(0, len(batch), chunk)
-    ]
+    rows, weight = config.train_rows, 1 / len(batch)
+    chunk = max(1, rows // config.n)
+    with memory_errors("training", f"Lower --train-rows {rows}, or use --activation-checkpointing."):
+        parts = [
+            accumulate_gradient(policy, batch[start : start + chunk], log_goodness, weight, rows=rows)
+            for start in range(0, len(batch), chunk)
+        ]
     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
     diagnostics = torch.cat(parts).mean(0).tolist()
     _check_gradient(norm, total_variation=diagnostics[4])
@@ -74,29 +77,62 @@ def train_step(
 
 
 def accumulate_gradient(
-    policy: Policy, groups: Sequence[ScoredGroup], log_goodness: LogGoodness, weight: float
+    policy: Policy, groups: Sequence[ScoredGroup], log_goodness: LogGoodness, weight: float, *, rows: int | None = None
 ) -> torch.Tensor:
     """Add weight · ∇ Σ_groups −Σᵢ cᵢ log q_θ(yᵢ|x) to the gradient, c = α̂ − β̂ detached (eq. 12, erratum E13).
+
+    β̂ needs log q_θ of a whole group. Where the groups fit into one pass, it comes from that very pass. Where they do
+    not, a first pass without gradient gives it, and the second goes through the completions in parts.
 
     Args:
         policy: The policy q_θ.
         groups: B groups of G completions.
         log_goodness: Maps rewards to log-goodness.
         weight: One over the number of groups in the whole batch.
+        rows: Completions in one forward and backward pass; all of them unless given.
 
     Returns:
         (B, 7) diagnostics per group, in the order of `StepStats`.
     """
     pairs = [pair for group in groups for pair in group_pairs(group)]
-    log_policy = sequence_log_probs(policy, pairs).view(len(groups), -1)
+    rows = rows or len(pairs)
+    if len(pairs) <= rows:
+        log_policy = sequence_log_probs(policy, pairs)
+        coefficients, diagnostics = group_coefficients(groups, log_policy.detach().cpu(), log_goodness)
+        _backward(log_policy, coefficients, weight)
+        return diagnostics
+    log_policy = torch.tensor(score(policy, pairs, rows), dtype=torch.float64)
+    coefficients, diagnostics = group_coefficients(groups, log_policy, log_goodness)
+    for start in range(0, len(pairs), rows):
+        part = slice(start, start + rows)
+        _backward(sequence_log_probs(policy, pairs[part]), coefficients[part], weight)
+    return diagnostics
+
+
+def group_coefficients(
+    groups: Sequence[ScoredGroup], log_policy: torch.Tensor, log_goodness: LogGoodness
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return c = α̂ − β̂ of every completion.
+
+    Args:
+        groups: B groups of G completions.
+        log_policy: (B·G,) float64 log q_θ(y|x), nats, detached.
+        log_goodness: Maps rewards to log-goodness.
+
+    Returns:
+        (B·G,) coefficients, and (B, 7) diagnostics per group, in the order of `StepStats`.
+    """
     log_prior, log_proposal, reward = (_stacked(groups, name) for name in ("log_prior", "log_proposal", "reward"))
-    current = log_policy.detach().cpu()
+    current = log_policy.view(len(groups), -1)
     target, ratio = log_ratios(log_prior, log_proposal, reward, current, log_goodness)
     coefficients = brain_core.brain_coefficients(target, ratio, on_empty="skip")
-    loss = -(coefficients.to(log_policy.device) * log_policy).sum() * weight
-    loss.backward()
     drift = brain_core.likelihood_drift(current, log_proposal)
-    return torch.stack([*weight_diagnostics(target, ratio), drift], -1)
+    return coefficients.flatten(), torch.stack([*weight_diagnostics(target, ratio), drift], -1)
+
+
+def _backward(log_policy: torch.Tensor, coefficients: torch.Tensor, weight: float) -> None:
+    """Add the gradient of −weight · Σᵢ cᵢ log q_θ(yᵢ|x), (N,) each."""
+    (-(coefficients.to(log_policy.device) * log_policy).sum() * weight).backward()
 
 
 def log_ratios(

@@ -18,6 +18,7 @@ from llm.config import (
     PRESETS,
     AlignConfig,
     Command,
+    asked_settings,
     changed_settings,
     dump_config,
     load_config,
@@ -197,6 +198,13 @@ BAD_VALUES = [
     ("quantization", "null"),
     ("quantization", "[nf4]"),
     ("format", "plane"),
+    ("activation_checkpointing", "'yes'"),
+    ("activation_checkpointing", "1"),
+    ("stop", "Human"),
+    ("stop", "null"),
+    ("stop", "[1]"),
+    ("stop", "[a, [b]]"),
+    ("stop", "{a: b}"),
 ]
 
 
@@ -306,7 +314,7 @@ def test_not_a_number_is_refused_from_every_source(tmp_path: Path) -> None:
     assert "--learning-rate nan" in refused("--learning-rate", "nan", *OWN)
 
 
-ZERO_IS_FINE = {"seed", "threads", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"}
+ZERO_IS_FINE = {"seed", "threads", "train_rows", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -325,6 +333,30 @@ def test_adams_decays_must_lie_below_one(name: str) -> None:
     with pytest.raises(UserError, match=f"{option} 1.0: must be below 1"):
         validate(dataclasses.replace(GIVEN, **{name: 1.0}))
     validate(dataclasses.replace(GIVEN, **{name: 0.9999}))
+
+
+def test_several_stop_strings_are_taken_from_the_command_line_and_from_a_file(tmp_path: Path) -> None:
+    stops = ("### Human:", "\nHuman:", "a b")
+    assert settings(*OWN).stop == ()
+    assert settings(*OWN, "--stop", *stops).stop == stops
+    assert settings("--stop", *stops, *OWN).stop == stops
+    file = written(tmp_path, yaml.safe_dump({"stop": list(stops)}))
+    assert settings("--config", file, *OWN).stop == stops
+    assert settings("--config", file, *OWN, "--stop", "x").stop == ("x",)
+    assert settings("--config", file, *OWN, "--stop").stop == ()
+
+
+def test_an_empty_stop_string_is_refused(tmp_path: Path) -> None:
+    assert refused("--stop", "x", "", *OWN).startswith("--stop: an empty string would end every completion")
+    assert "--stop" in refused("--config", written(tmp_path, "stop: ['']\n"), *OWN)
+
+
+def test_a_switch_may_be_on_or_off(tmp_path: Path) -> None:
+    file = written(tmp_path, "activation_checkpointing: true\n")
+    assert settings(*OWN).activation_checkpointing is False
+    assert settings(*OWN, "--activation-checkpointing").activation_checkpointing is True
+    assert settings("--config", file, *OWN).activation_checkpointing is True
+    assert settings("--config", file, *OWN, "--no-activation-checkpointing").activation_checkpointing is False
 
 
 def test_one_completion_a_group_is_refused_with_the_reason() -> None:
@@ -375,7 +407,12 @@ def test_settings_are_read_back_as_they_were_written(data: st.DataObject, tmp_pa
     free = [f.name for f in dataclasses.fields(AlignConfig) if type(getattr(DEFAULTS, f.name)) in kinds]
     choices = {"format", "prompt_overflow", "quantization", "dtype", "engine"}
     drawn = {name: data.draw(kinds[type(getattr(DEFAULTS, name))]) for name in free if name not in choices}
-    config = AlignConfig(**drawn, quantization=data.draw(st.sampled_from(["none", "nf4"])))
+    config = AlignConfig(
+        **drawn,
+        quantization=data.draw(st.sampled_from(["none", "nf4"])),
+        activation_checkpointing=data.draw(st.booleans()),
+        stop=tuple(data.draw(st.lists(WORDS | st.just("\nHuman:"), max_size=3))),
+    )
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
@@ -390,10 +427,13 @@ def test_a_finished_runs_config_is_a_starting_point_for_another(tmp_path: Path) 
 
 def test_resuming_names_exactly_the_settings_that_the_command_line_changes() -> None:
     stored = dataclasses.replace(GIVEN, e=9, learning_rate=0.5, out="run")
-    assert changed_settings(["--resume", "run"], stored) == []
-    assert changed_settings(["--resume", "run", "--e", "9", "--learning-rate", "0.5"], stored) == []
-    assert changed_settings(["--resume", "run", "--e", "4", "--lora-r", "2"], stored) == ["e", "lora_r"]
-    assert changed_settings(["--resume", "run", "--e", str(DEFAULTS.e)], stored) == ["e"]
+    for options, changed in (
+        ([], []),
+        (["--e", "9", "--learning-rate", "0.5"], []),
+        (["--e", "4", "--lora-r", "2"], ["e", "lora_r"]),
+        (["--e", str(DEFAULTS.e)], ["e"]),
+    ):
+        assert changed_settings(asked_settings(["--resume", "run", *options], stored), stored) == changed
 
 
 @pytest.mark.parametrize("option", ["--preset", "--config"])

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from llm.console import entry_point, printable, say
+from llm.console import entry_point, memory_errors, printable, say
 from llm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,44 @@ def test_a_full_disk_ends_with_status_2_and_the_files_name(capsys: pytest.Captur
     assert status == 2
     assert said.startswith("error: the disk is full (/full/file).")
     assert ending(OSError(errno.ENOSPC, "No space left on device"), capsys)[0] == 2
+
+
+def test_memory_that_runs_out_ends_with_status_2_and_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    status, said = ending(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has"), capsys)
+    assert status == 2
+    assert said.startswith(
+        "error: Out of memory while loading, sampling or scoring "
+        "(CUDA out of memory. Tried to allocate 2.5 GiB). Lower --sample-rows"
+    )
+    assert "(MemoryError). Lower" in ending(MemoryError(), capsys)[1]
+
+
+def test_memory_that_really_runs_out_is_told_with_what_was_done() -> None:
+    with (
+        pytest.raises(
+            UserError, match=r"^Out of memory while working \(.* 1152921504606846976 bytes.*\)\. Use less\.$"
+        ),
+        memory_errors("working", "Use less."),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_memory_that_is_told_of_once_is_not_told_of_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: Sequence[str]) -> None:
+        with memory_errors("training", "Lower --train-rows 8."):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert entry_point(main, []) == 2
+    assert (
+        capsys.readouterr().err == "error: Out of memory while training (CUDA out of memory). Lower --train-rows 8.\n"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a shape"), UserError("ours"), KeyError()])
+def test_other_errors_pass_a_watch_on_memory_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, memory_errors("working", "Use less."):
+        raise error
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "i/o"), ValueError("ours"), AssertionError()])

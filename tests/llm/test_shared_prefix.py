@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from architectures import save_model
 from letter_world import letter_config, moved
-from llm import shared_prefix
+from llm import prefix_attention, shared_prefix
 from llm.align import run
 from llm.logprob import score, sequence_log_probs, token_batch, token_log_probs
 from llm.models import Policy, load_policy
+from llm.prefix_attention import ARCHITECTURES
 from llm.records import Completion, Pair, Prompt
-from llm.shared_prefix import ARCHITECTURES
 
 LETTERS = st.lists(st.integers(3, 28), min_size=1, max_size=9).map(tuple)
 COMPLETIONS = st.lists(st.lists(st.integers(3, 28), max_size=9).map(tuple), min_size=1, max_size=5)
@@ -201,7 +201,7 @@ def test_a_lost_layout_is_refused_and_gives_no_numbers(shared_policy: Policy) ->
         with pytest.raises(Exception, match="not finite"):
             sequence_log_probs(shared_policy, random_pairs(SHAPES["a pair"]))
     finally:
-        shared_policy.base.set_attn_implementation(shared_prefix.NAME)
+        shared_policy.base.set_attn_implementation(prefix_attention.NAME)
 
 
 def test_attention_dropout_is_refused(tmp_path: Path) -> None:
@@ -274,14 +274,18 @@ def test_an_architecture_without_support_says_so_once_and_is_right(
     assert capsys.readouterr().err.count("gemma2 is not among the architectures it is proved for") == 1
 
 
-def test_a_torch_without_the_kernel_says_so_and_goes_on(
-    in_letters: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_without_the_processors_kernel_matrix_products_give_the_same(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_prefix, "FLASH", "_no_such_kernel")
-    policy = load_policy(letter_config())
-    assert not policy.shares_prompts
-    assert "has no _no_such_kernel" in capsys.readouterr().err
-    assert len(score(policy, random_pairs(SHAPES["a pair"]), 2)) == 2
+    policy = policy_of(architecture, tmp_path, dtype=torch.float64)
+    pairs = random_pairs(SHAPES["three groups"])
+    expected = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    slope = gradient(policy, expected)
+    monkeypatch.setattr(prefix_attention, "FLASH", "_no_such_kernel")
+    found = flat(shared_prefix.token_log_probs(policy.base, pairs, 1.0), pairs)
+    assert (found - expected).abs().max() < 1e-10
+    assert (gradient(policy, found) - slope).norm() < 1e-10 * slope.norm()
 
 
 def test_the_plain_engine_is_the_users_choice(in_letters: Path, capsys: pytest.CaptureFixture[str]) -> None:

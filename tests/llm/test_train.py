@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from architectures import save_model
 from letter_world import letter_config, moved
+from llm import logprob, train
 from llm.errors import UserError
-from llm.logprob import group_pairs, score
+from llm.logprob import group_pairs, score, sequence_log_probs
 from llm.models import Policy, load_policy
-from llm.records import Prompt, ScoredGroup
+from llm.records import Pair, Prompt, ScoredGroup
 from llm.rollout import sample_groups
 from llm.train import accumulate_gradient, draw_batch, make_log_goodness, make_optimizer, train_step
 
@@ -64,17 +66,107 @@ def test_the_gradient_is_that_of_the_self_normalised_kl(policy: Policy, temperat
     assert (gradient(policy) - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("train_rows", [1, 4, 8, 1000])
-def test_the_update_does_not_depend_on_how_the_batch_is_cut(in_letters: Path, train_rows: int) -> None:
-    def updated(rows: int) -> torch.Tensor:
-        policy = moved(load_policy(letter_config()))
-        config = letter_config(train_rows=rows, max_grad_norm=1e9)
-        groups = groups_of(policy, TEXTS)
-        train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
-        return gradient(policy)
+def policy_with(engine: str, dtype: torch.dtype = torch.float32, **changes: object) -> Policy:
+    policy = moved(load_policy(letter_config(engine=engine, **changes)))
+    policy.model.to(dtype)
+    return policy
 
-    whole = updated(1000)
-    assert (updated(train_rows) - whole).norm() < 1e-5 * whole.norm()
+
+PARTS = [2, 4, 6, 8, 12, 1000]
+ALL = [1, 3, *PARTS]
+# The plain path, which single completions take too, gives float32 log-probs; GPT-2 is all float64 with the other.
+CUTS = {
+    "float64": ("gpt2", "shared-prefix", torch.float64, 1e-10, PARTS),
+    "float64, plain": ("gpt2", "plain", torch.float64, 1e-6, ALL),
+    "float32": ("llama", "shared-prefix", torch.float32, 1e-5, ALL),
+    "float32, plain": ("llama", "plain", torch.float32, 1e-5, ALL),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_update_does_not_depend_on_how_the_batch_is_cut(cut: str, tmp_path: Path) -> None:
+    architecture, engine, dtype, limit, parts = CUTS[cut]
+    policy = policy_with(engine, dtype, model=str(save_model(tmp_path, architecture)))
+    groups, start = groups_of(policy, TEXTS), policy.adapter_state()
+
+    def updated(rows: int) -> tuple[torch.Tensor, list[float]]:
+        policy.load_adapter_state(start)
+        config = letter_config(train_rows=rows, max_grad_norm=1e9)
+        stats = train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
+        return gradient(policy).clone(), list(stats)
+
+    whole, whole_stats = updated(16)
+    assert whole.norm() > 0.01
+    for rows in parts:
+        found, stats = updated(rows)
+        assert (found - whole).norm() < limit * whole.norm()
+        assert stats == pytest.approx(whole_stats, rel=limit, abs=limit)
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes"),
+    [
+        (16, [(True, 16)]),
+        (8, [(True, 8), (True, 8)]),
+        (7, [(True, 4)] * 4),
+        (4, [(True, 4)] * 4),
+        (3, [(False, 3), (False, 1), (True, 3), (True, 1)] * 4),
+        (2, [(False, 2), (False, 2), (True, 2), (True, 2)] * 4),
+    ],
+)
+def test_only_a_group_that_does_not_fit_is_forwarded_twice(
+    rows: int, passes: list[tuple[bool, int]], policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, config, seen = groups_of(policy, TEXTS), letter_config(train_rows=rows), []
+
+    def counted(policy: Policy, pairs: list[Pair], **options: float) -> torch.Tensor:
+        seen.append((torch.is_grad_enabled(), len(pairs)))
+        return sequence_log_probs(policy, pairs, **options)
+
+    for module in (logprob, train):
+        monkeypatch.setattr(module, "sequence_log_probs", counted)
+    train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
+    assert seen == passes
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("engine", ["shared-prefix", "plain"])
+def test_recomputed_activations_give_the_same_gradient(engine: str, quantization: str, in_letters: Path) -> None:
+    found = []
+    for again in (False, True):
+        policy = policy_with(engine, quantization=quantization, activation_checkpointing=again)
+        groups, calls = groups_of(policy, TEXTS), []
+        policy.base.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        for rows in (16, 3):
+            policy.model.zero_grad()
+            calls.clear()
+            cut = [groups] if rows == 16 else [[group] for group in groups]
+            for part in cut:
+                accumulate_gradient(policy, part, lambda reward: reward, 1 / 4, rows=rows)
+            assert len(calls) == (1 + again if rows == 16 else 4 * (2 + 2 * (1 + again)))
+            found.append(gradient(policy).clone())
+    assert found[0].norm() > 0.01
+    for other in found[1:]:
+        assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+FULL = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"), RuntimeError(FULL)]
+)
+def test_memory_that_runs_out_while_training_is_told_with_the_setting(
+    error: Exception, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise error
+
+    config = letter_config(train_rows=8)
+    groups = groups_of(policy, TEXTS)
+    monkeypatch.setattr(train, "sequence_log_probs", full)
+    with pytest.raises(UserError, match=r"^Out of memory while training \(.*allocate.*\)\. Lower --train-rows 8"):
+        train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
 
 
 def test_training_on_one_batch_drives_its_self_normalised_kl_to_its_floor(in_letters: Path) -> None:
