@@ -195,7 +195,7 @@ def phase_groups(this: Run, phase: int, step: int) -> list[ScoredGroup]:
         kl_to_prior=_average([float((group.log_proposal - group.log_prior).mean()) for group in groups]),
         completion_length=_average([len(completion.token_ids) for completion in completions]),
         cut_completions=sum(completion.finish_reason == "length" for completion in completions),
-        self_consistency=_self_consistency(this, groups[0]),
+        self_consistency=_self_consistency(this, groups[-1]),  # the longest prompt
         seconds=time.monotonic() - started,
     )
     return groups

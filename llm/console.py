@@ -48,9 +48,9 @@ def memory_errors(doing: str, remedy: str) -> Iterator[None]:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on a GPU or, which torch tells by a RuntimeError, on the CPU."""
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or CPU_ALLOCATOR in str(error)
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_gpu or isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
 
 
 def entry_point(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:

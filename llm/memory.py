@@ -8,11 +8,13 @@ large one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -30,6 +32,7 @@ from llm.records import Completion, Pair, Prompt
 SHARES = {"cuda": 0.85}
 """What part of a device's memory a run plans with: half of a computer's, which others use too and where the C library's
 heap may hold as much again as the tensors in it."""
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 GIB = 2**30
 
 
@@ -208,8 +211,15 @@ def _few(policy: Policy, length: int, n: int) -> int:
     return 2 * math.ceil(max(4, min(tokens / length, n)) / 2)
 
 
-def _total_memory(device: torch.device) -> int:
-    """Bytes of memory of a GPU, else of this computer."""
+def _total_memory(device: torch.device) -> float:
+    """Bytes of memory of a GPU, else of this computer or the container that it is."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
+    return min(int(psutil.virtual_memory().total), *map(_limit, CONTAINER_LIMITS))
+
+
+def _limit(path: str) -> float:
+    """The bytes of memory that a container may have, infinite where the file names none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(path).read_text())
+    return math.inf

@@ -240,9 +240,8 @@ class _CompletionAttention(torch.autograd.Function):
         folds = [_Fold(span, query, prompt_key) for span in spans]
         parts = [attention(fold(query), *fold.of_prompt(prompt_key, prompt_value), False, scale) for fold in folds]
         prompt = torch.cat([fold.undo(out) for fold, (out, _) in zip(folds, parts, strict=True)])
-        prompt_size = torch.cat([fold.undo(size[..., None]) for fold, (_, size) in zip(folds, parts, strict=True)])[
-            ..., 0
-        ]
+        sizes = [fold.undo(size[..., None])[..., 0] for fold, (_, size) in zip(folds, parts, strict=True)]
+        prompt_size = torch.cat(sizes)
         size = torch.logaddexp(own_size, prompt_size)
         shares = [(part - size).exp()[..., None].to(own.dtype) for part in (own_size, prompt_size)]
         out = own * shares[0] + prompt * shares[1]
@@ -312,9 +311,14 @@ def _flash_backward(*inputs: Any, is_causal: bool, scale: float) -> tuple[torch.
     return getattr(torch.ops.aten, f"{FLASH}_backward")(*inputs, 0.0, is_causal, scale=scale)
 
 
+def _wide(states: torch.Tensor) -> torch.Tensor:
+    """In float32, or as they are in float64."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
 def _scores(query: torch.Tensor, key: torch.Tensor, is_causal: bool, scale: float) -> torch.Tensor:
-    """Scores in float32 at least, −inf where a token would see a later one."""
-    scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * scale
+    """Scores, formed in float32 at least, −inf where a token would see a later one."""
+    scores = (_wide(query) * scale) @ _wide(key).transpose(-1, -2)
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores.masked_fill_(later, -torch.inf)
@@ -346,8 +350,8 @@ def _products_backward(
     """What `_flash_backward` computes, on any device."""
     weights = (_scores(query, key, is_causal, scale) - size[..., None]).exp()
     by_value = weights.to(grad.dtype).transpose(-1, -2) @ grad
-    mean = (grad.to(weights.dtype) * out).sum(-1, keepdim=True)
-    by_scores = (weights * ((grad @ value.transpose(-1, -2)) - mean) * scale).to(query.dtype)
+    mean = (_wide(grad) * out).sum(-1, keepdim=True)
+    by_scores = (weights * (_wide(grad) @ _wide(value).transpose(-1, -2) - mean) * scale).to(query.dtype)
     return by_scores @ key, by_scores.transpose(-1, -2) @ query, by_value
 
 

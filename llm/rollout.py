@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,11 +14,13 @@ from llm.decoding import Decoder, make_decoder
 from llm.logprob import check_finite, check_lengths
 from llm.models import Policy
 from llm.records import Completion, Prompt
-from llm.stopping import stop_position, text_before_stop, tokens_until_stop
+from llm.stopping import text_before_stop, tokens_until_stop
 from llm.streams import stream
 
 COMPACT_EVERY = 8
 """Steps after which completions that ended leave the batch; nothing waits for them in between."""
+ANCHOR = 16
+"""Tokens of the prompt before which a completion is decoded."""
 BLOCK = 256
 """Tokens in a block of the inverse CDF's first level."""
 
@@ -57,10 +60,9 @@ def sample_groups(
     check_lengths(policy, [(prompt, max_new_tokens) for prompt in prompts])
     uniforms = _uniforms(draw, prompts, n, max_new_tokens).to(policy.device)
     tokens, log_probs = _sample_tokens(policy, prompts, n, uniforms, temperature, stop)
-    rows = zip(tokens.tolist(), log_probs.cpu(), strict=True)
     completions = [
         _completion(policy, prompts[row // n], row % n, ids, of_tokens, stop)
-        for row, (ids, of_tokens) in enumerate(rows)
+        for row, (ids, of_tokens) in enumerate(zip(tokens, log_probs, strict=True))
     ]
     check_finite(torch.tensor([completion.sampler_log_prob for completion in completions]))
     return [completions[start : start + n] for start in range(0, len(completions), n)]
@@ -73,8 +75,9 @@ class _Sampler:
     Attributes:
         decoder: Gives the logits of those that have not ended.
         alive: (R,) the numbers of those.
-        tokens: (B·n, C) tokens drawn so far; what follows an end is meaningless.
+        tokens: (B·n, C) tokens drawn so far.
         log_probs: (B·n, C) their log-probs, nats, float64.
+        lengths: (B·n,) how many tokens were drawn of each; those after an end are meaningless.
         done: (R,) which of those alive have ended since the last compaction.
     """
 
@@ -82,29 +85,30 @@ class _Sampler:
     alive: torch.Tensor
     tokens: torch.Tensor
     log_probs: torch.Tensor
+    lengths: torch.Tensor
     done: torch.Tensor
 
     @classmethod
     def of(cls, decoder: Decoder, rows: int, capacity: int) -> _Sampler:
         """Begin."""
         device = decoder.logits.device
-        tokens = torch.zeros(rows, capacity, dtype=torch.long, device=device)
-        done = torch.zeros(rows, dtype=torch.bool, device=device)
-        return cls(decoder, torch.arange(rows, device=device), tokens, tokens.double(), done)
+        alive, tokens = torch.arange(rows, device=device), torch.zeros(rows, capacity, dtype=torch.long, device=device)
+        return cls(decoder, alive, tokens, tokens.double(), torch.zeros_like(alive), torch.zeros_like(alive).bool())
 
     def draw(self, step: int, uniform: torch.Tensor, temperature: float, end_ids: torch.Tensor) -> torch.Tensor:
         """Draw the next token (R,) of every completion alive."""
         token, log_prob = inverse_cdf(self.decoder.logits, uniform, temperature)
         self.tokens[self.alive, step], self.log_probs[self.alive, step] = token, log_prob
+        self.lengths[self.alive] = step + 1
         self.done |= torch.isin(token, end_ids)
         return token
 
-    def end_at_stops(self, policy: Policy, length: int, stop: Sequence[str]) -> None:
+    def end_at_stops(self, policy: Policy, prompts: Sequence[Prompt], length: int, stop: Sequence[str]) -> None:
         """Mark the completions whose text holds a stop string."""
-        if stop:
-            texts = [_text(policy, ids) for ids in self.tokens[self.alive, :length].tolist()]
-            found = [stop_position(text, stop) is not None for text in texts]
-            self.done |= torch.tensor(found, device=self.done.device)
+        n = len(self.tokens) // len(prompts)
+        rows = zip(self.alive.tolist(), self.tokens[self.alive, :length].tolist(), strict=True)
+        found = [tokens_until_stop(ids, _decoder(policy, prompts[row // n]), stop) is not None for row, ids in rows]
+        self.done |= torch.tensor(found, device=self.done.device)
 
     def compact(self, token: torch.Tensor) -> torch.Tensor:
         """Let those that have ended leave, and return the newest tokens of the others."""
@@ -122,20 +126,24 @@ def _sample_tokens(
     uniforms: torch.Tensor,
     temperature: float,
     stop: Sequence[str],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sampled tokens (B·n, C) and their log-probs; what follows an end is meaningless."""
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Return the tokens drawn for each of B·n completions, and their log-probs; those after an end are meaningless."""
     rows, capacity = uniforms.shape
     end_ids = torch.tensor(policy.end_ids, device=policy.device)
     sampler = _Sampler.of(make_decoder(policy, prompts, n, capacity), rows, capacity)
     for step in range(capacity):
         token = sampler.draw(step, uniforms[sampler.alive, step], temperature, end_ids)
         if (step + 1) % COMPACT_EVERY == 0:
-            sampler.end_at_stops(policy, step + 1, stop)
+            if stop:
+                sampler.end_at_stops(policy, prompts, step + 1, stop)
             token = sampler.compact(token)
         if step + 1 == capacity or not len(token):
             break
         sampler.decoder.step(token)
-    return sampler.tokens, sampler.log_probs
+    lengths = sampler.lengths.tolist()
+    rows_of = (sampler.tokens.tolist(), sampler.log_probs.tolist())
+    tokens, log_probs = ([row[:k] for row, k in zip(rows, lengths, strict=True)] for rows in rows_of)
+    return tokens, log_probs
 
 
 def inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,28 +194,28 @@ def _uniforms(draw: tuple[int, str, int], prompts: Sequence[Prompt], n: int, cou
 
 
 def _completion(
-    policy: Policy, prompt: Prompt, sample_id: int, ids: list[int], log_probs: torch.Tensor, stop: Sequence[str]
+    policy: Policy, prompt: Prompt, sample_id: int, ids: list[int], log_probs: list[float], stop: Sequence[str]
 ) -> Completion:
     """Cut a row at its end, an end token or a stop string, which belongs to it, and decode it."""
     ends = [place + 1 for place, token in enumerate(ids) if token in policy.end_ids]
     kept = ids[: ends[0]] if ends else ids
     written = kept[:-1] if ends else kept
-    stopped = tokens_until_stop(written, partial(_text, policy), stop)
+    decode = _decoder(policy, prompt)
+    stopped = tokens_until_stop(written, decode, stop) if stop else None
     if stopped is not None:
         kept = written = written[:stopped]
-    text = text_before_stop(completion_text(policy, prompt.token_ids, written), stop)
+    text = decode(written) if stopped is None else text_before_stop(decode(written), stop)
     reason = "length" if stopped is None and not ends else "stop"
-    return Completion(prompt.prompt_id, sample_id, tuple(kept), reason, text, float(log_probs[: len(kept)].sum()))
+    return Completion(prompt.prompt_id, sample_id, tuple(kept), reason, text, math.fsum(log_probs[: len(kept)]))
 
 
-def _text(policy: Policy, ids: Sequence[int]) -> str:
-    """Decode tokens by themselves."""
-    return policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _decoder(policy: Policy, prompt: Prompt) -> Callable[[Sequence[int]], str]:
+    """What decodes a prompt's completions."""
+    return partial(completion_text, policy, prompt.token_ids)
 
 
 def completion_text(policy: Policy, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
-    """Decode a completion in its place after the prompt, so that a leading space survives."""
-    decode = policy.tokenizer.decode
-    head = decode(list(prompt_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    both = decode([*prompt_ids, *completion_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return both[len(head) :]
+    """Decode a completion in its place after the prompt's last tokens, so that a leading space survives."""
+    decode = partial(policy.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    anchor = list(prompt_ids[-ANCHOR:])
+    return decode([*anchor, *completion_ids])[len(decode(anchor)) :]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from llm.prefix_attention import Attend, Layout, Span, flat_attention, mask_for, window_holds
 from llm.records import Pair
 
-LOGITS_AT_ONCE = 2**22
+LOGITS_AT_ONCE = 2**23
 """Logits that exist at one time: what a call needs does not grow with tokens times vocabulary."""
 
 

@@ -92,8 +92,6 @@ class Phases:
         self.prompts = random_prompts(policy, groups, shape.prompt)
         self.completions = self.rollout()[0]
         self.pairs: list[Pair] = [(self.prompts[0], completion) for completion in self.completions]
-        sampler_scores = getattr(self.completions[0], "sampler_log_prob", None) is not None
-        self.log_prob_passes = 1 if sampler_scores else 2
         self.group = self.scoring()
 
     def rollout(self) -> list[list[Completion]]:
@@ -103,13 +101,10 @@ class Phases:
         )
 
     def scoring(self) -> ScoredGroup:
-        """Score the first prompt's group; log q' is the sampler's own where it gives one."""
+        """Score the first prompt's group; log q' is the sampler's own, as it is in a float32 run."""
         with self.policy.as_prior():
             log_prior = score(self.policy, self.pairs, len(self.pairs))
-        if self.log_prob_passes == 2:
-            log_proposal = score(self.policy, self.pairs, len(self.pairs))
-        else:
-            log_proposal = [completion.sampler_log_prob for completion in self.completions]
+        log_proposal = [completion.sampler_log_prob for completion in self.completions]
         rewards = reward([self.prompts[0].text], [completion.text for completion in self.completions])
         return ScoredGroup(self.prompts[0], tuple(self.completions), *map(np.array, (log_prior, log_proposal, rewards)))
 

@@ -8,9 +8,9 @@ medians per prompt group. TRL runs its own methods in micro-batches of 8, its fa
     restricted    its head sees completions only, as on a GPU
     equal passes  restricted, with as many scoring passes as this project makes
 
-A rollout samples several prompts in one call (--groups); TRL gets one prompt or as many, whichever was faster before
-the turns. Scoring is log p, log q' where the sampler's own does not stand for it, and a cheap reward. Memory is the
-growth of resident memory in a warm training pass over one group, each side in a process of its own.
+A rollout samples several prompts in one call (--groups, as many as a run does by default); TRL gets one prompt or as
+many, whichever was faster before the turns. Scoring is log p, log q' (this project's sampler gives its own) and a cheap
+reward. Memory is the growth of resident memory in a warm training pass over one group, each side in its own process.
 
 Needs the extra `benchmark`. The last line is JSON.
 """
@@ -53,12 +53,15 @@ from random_llama import (
     useful_flops,
 )
 
+from llm.config import AlignConfig
 from llm.logprob import sequence_log_probs
 
 PHASES = ("rollout", "scoring", "training")
 ROWS = 8
 TRL_PASSES = 2
 """Log-prob passes of TRL's scoring: the policy's and the reference's."""
+PASSES = 1
+"""Log-prob passes of this project's: the prior's; log q' is the sampler's own."""
 
 
 class Trl:
@@ -151,16 +154,16 @@ def measured(ours: Phases, theirs: Trl, calls: int, turns: int) -> tuple[dict[st
         for name, rollout in rollouts.items()
     }
     one_pass = rows["restricted"]["scoring"] / TRL_PASSES
-    rows["equal passes"] = rows["restricted"] | {"scoring": ours.log_prob_passes * one_pass}
+    rows["equal passes"] = rows["restricted"] | {"scoring": PASSES * one_pass}
     for row in rows.values():
         row["sum"] = sum(row.values())
     return rows, statistics.median(peak.rates[1:])
 
 
 def rollout_by_call(theirs: Trl, groups: int) -> dict[int, float]:
-    """Seconds a prompt of TRL's rollout with one prompt in a call, and with all."""
-    theirs.rollout(1)
-    return {count: seconds(functools.partial(theirs.rollout, count)) / count for count in (1, groups)}
+    """Seconds a prompt of TRL's rollout with one prompt in a call, and with all: the second of two calls each."""
+    calls = {count: functools.partial(theirs.rollout, count) for count in (1, groups)}
+    return {count: [seconds(call) for _ in range(2)][1] / count for count, call in calls.items()}
 
 
 def backbone_tokens(model: torch.nn.Module, run: Callable[[], object]) -> int:
@@ -254,14 +257,14 @@ def report(ours: Phases, theirs: Trl, options: argparse.Namespace) -> dict[str, 
     flops = useful_flops(ours.policy, ours.shape)
     work = {
         "rollout": flops["policy"],
-        "scoring": flops["prior"] + (ours.log_prob_passes - 1) * flops["policy"],
+        "scoring": flops["prior"],
         "training": flops["training"],
     }
     return {
         **{name: getattr(options, name) for name in ("shape", "size", "turns", "groups")},
         "threads": torch.get_num_threads(),
         "trl_rollout_by_prompts_a_call": by_call,
-        "log_prob_passes": {"TRL": TRL_PASSES, "ours": ours.log_prob_passes},
+        "log_prob_passes": {"TRL": TRL_PASSES, "ours": PASSES},
         "seconds": rows,
         "ratios": {name: {phase: row[phase] / rows["ours"][phase] for phase in row} for name, row in rows.items()},
         "training_memory_mib": {row: memory_in_child(row) for row in ("stock", "restricted", "ours")},
@@ -295,7 +298,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--groups", type=int, default=4, help="prompts in one call of the sampler")
+    parser.add_argument("--groups", type=int, default=0, help="prompts in one call of the sampler; 0: a run's default")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
     parser.add_argument("--memory-of", choices=("stock", "restricted", "ours"), help="print only a row's memory")
     options = parser.parse_args()
@@ -304,7 +307,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_llama(options.size, folder)
-        ours = Phases(saved_policy(folder), SHAPES[options.shape], options.groups)
+        shape = SHAPES[options.shape]
+        options.groups = options.groups or AlignConfig.sample_rows // shape.n
+        ours = Phases(saved_policy(folder), shape, options.groups)
         if options.memory_of:
             print(memory_of(options.memory_of, ours, folder))
             return

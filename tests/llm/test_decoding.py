@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_a_sliding_window_shorter_than_prompt_and_completion_decodes_by_plain_ro
     policy.base.config.sliding_window = 20
     assert isinstance(make_decoder(policy, PROMPTS, 2, 3), SharedPrefixDecoder)
     assert isinstance(make_decoder(policy, PROMPTS, 2, 4), PlainDecoder)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
+@torch.no_grad()
+def test_plain_rows_are_right_beyond_a_sliding_window(architecture: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, architecture)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"sliding_window": 8}))
+    policy = moved(load_policy(letter_config(model=str(folder))))
+    decoder = make_decoder(policy, PROMPTS, 2, 12)
+    assert isinstance(decoder, PlainDecoder)
+    rows = [list(prompt.token_ids) for prompt in PROMPTS for _ in range(2)]
+    for step in range(12):
+        expected = torch.stack([policy.model(input_ids=torch.tensor([row])).logits[0, -1] for row in rows])
+        assert (decoder.logits - expected).abs().max() < 2e-5
+        tokens = torch.tensor([3 + (5 * step + row) % 20 for row in range(len(rows))])
+        if step == 4:
+            decoder.keep(torch.tensor([0, 4, 5]))
+            rows, tokens = [rows[i] for i in (0, 4, 5)], tokens[[0, 4, 5]]
+        decoder.step(tokens)
+        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
 
 
 @torch.no_grad()

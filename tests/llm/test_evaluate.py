@@ -178,6 +178,18 @@ def test_draws_are_those_of_the_stage_whatever_is_sampled_together(policy: Polic
     assert sample_one_each(policy, [], config, "test") == []
 
 
+def test_an_evaluation_heeds_stop_strings(policy: Policy) -> None:
+    from letter_world import letter_config
+
+    free = sample_one_each(policy, letters(20), letter_config(), "test")
+    stopped = sample_one_each(policy, letters(20), letter_config(stop=("e", "o")), "test")
+    assert any({"e", "o"} & set(c.text) for c in free)
+    for one, other in zip(free, stopped, strict=True):
+        assert not {"e", "o"} & set(other.text)
+        assert one.text.startswith(other.text)
+        assert (other == one) == (not {"e", "o"} & set(one.text))
+
+
 def test_an_evaluation_holds_what_was_sampled_rewarded_and_scored(policy: Policy) -> None:
     import numpy as np
 

@@ -10,6 +10,7 @@ import pytest
 from letter_world import letter_config, moved
 from llm import groups
 from llm.groups import SAMPLER_TOLERANCE, Collector
+from llm.logprob import score as scored
 from llm.models import Policy, load_policy
 from llm.records import Prompt, ScoredGroup
 from llm.rewards import load_reward
@@ -92,6 +93,22 @@ def test_a_resumed_phase_keeps_the_decision(
     counted_scoring.clear()
     collected(tmp_path, policy)
     assert counted_scoring == [12]
+
+
+@pytest.mark.parametrize("sampler_error", [0.0, 1.0])
+def test_the_proposal_is_sampled_and_scored_at_its_temperature_and_the_prior_at_1(
+    sampler_error: float, in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = moved(load_policy(letter_config()))
+    at_1 = collected(tmp_path / "one", policy)
+    with_a_sampler_off_by(sampler_error, monkeypatch)
+    found = collected(tmp_path / "half", policy, sampling_temperature=0.5)
+    assert [group.completions for group in found] != [group.completions for group in at_1]
+    for group in found:
+        pairs = [(group.prompt, completion) for completion in group.completions]
+        assert group.log_proposal == pytest.approx(scored(policy, pairs, 10, temperature=0.5), abs=1e-4)
+        with policy.as_prior():
+            assert group.log_prior == pytest.approx(scored(policy, pairs, 10), abs=1e-4)
 
 
 def test_both_engines_collect_the_same(in_letters: Path, tmp_path: Path) -> None:

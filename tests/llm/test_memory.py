@@ -107,7 +107,11 @@ def test_whole_groups_are_taken_if_one_fits_else_a_part_of_one(budget: int, rows
     assert COST.of(found, 8) <= budget or found == 1
 
 
-def test_the_budget_is_a_share_of_the_total_less_weights_gradient_and_optimiser(policy: Policy) -> None:
+def test_the_budget_is_a_share_of_the_total_less_weights_gradient_and_optimiser(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", ("not there",))
+
     class Judge:
         def __init__(self, model: object) -> None:
             self._model = model
@@ -117,6 +121,18 @@ def test_the_budget_is_a_share_of_the_total_less_weights_gradient_and_optimiser(
     trained = sum(parameter.nbytes for parameter in policy.parameters())
     assert pass_budget(policy, Judge(None)) == total * 0.5 - weights - 3 * trained
     assert pass_budget(policy, Judge(torch.nn.Linear(1000, 10))) == pass_budget(policy, Judge(None)) - 4 * 10_010
+
+
+def test_a_containers_limit_counts_where_it_is_lower(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pass_budget(policy, Free())
+    total = psutil.virtual_memory().total
+    limits = tmp_path / "max", tmp_path / "not there"
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", tuple(map(str, limits)))
+    for text, expected in (("max\n", total), (f"{total // 4}\n", total // 4), (f"{total * 8}\n", total)):
+        limits[0].write_text(text)
+        assert pass_budget(policy, Free()) == pytest.approx(whole - (total - expected) / 2)
 
 
 class Free:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,49 @@ def test_a_stop_string_ends_a_completion_and_its_text(policy: Policy) -> None:
         assert "ab" not in other.text
     pairs = [(as_prompt(policy, c.prompt_id), c) for c in stopped]
     assert [c.sampler_log_prob for c in stopped] == pytest.approx(score(policy, pairs, 100), abs=1e-4)
+
+
+def test_completions_leave_the_batch_at_a_stop_string(in_letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = moved(load_policy(letter_config()))
+    monkeypatch.setattr(rollout, "COMPACT_EVERY", 1)
+    rows: list[int] = []
+    step = SharedPrefixDecoder.step
+    monkeypatch.setattr(
+        SharedPrefixDecoder, "step", lambda self, tokens: (rows.append(len(tokens)), step(self, tokens))[1]
+    )
+    groups = sample(policy, ["abc", "z"], 20, max_new_tokens=30, stop=("q", "ab"))
+    lengths = [len(c.token_ids) for group in groups for c in group]
+    assert rows == [sum(length > step for length in lengths) for step in range(1, max(lengths))]
+
+
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_where_a_stop_string_ends_a_completion_does_not_depend_on_when_it_is_looked_for(
+    every: int, in_letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = moved(load_policy(letter_config()))
+    expected = sample(policy, ["abc", "z"], 20, max_new_tokens=30, stop=("q", "ab"))
+    monkeypatch.setattr(rollout, "COMPACT_EVERY", every)
+    assert sample(policy, ["abc", "z"], 20, max_new_tokens=30, stop=("q", "ab")) == expected
+
+
+def test_a_stop_string_with_a_leading_space_is_found_where_decoding_alone_would_strip_it(policy: Policy) -> None:
+    """Llama's decoder drops the first space of what it decodes; a completion stands after its prompt."""
+
+    class Stripping:
+        def decode(self, ids: list[int], **options: object) -> str:
+            return policy.tokenizer.decode(ids, **options).removeprefix(" ")
+
+    stripping = replace(policy, tokenizer=Stripping())
+    ids = [*policy.tokenizer(" ab")["input_ids"], 5, 6]
+    found = rollout._completion(stripping, as_prompt(policy, "abc"), 0, ids, [-1.0] * 5, (" ab",))
+    assert (found.token_ids, found.text, found.finish_reason) == (tuple(ids[:3]), "", "stop")
+    assert found.sampler_log_prob == -3.0
+
+
+def test_a_stop_string_before_the_end_token_ends_the_completion(policy: Policy) -> None:
+    ids = [*policy.tokenizer("xaby")["input_ids"], 2]
+    found = rollout._completion(policy, as_prompt(policy, "abc"), 0, ids, [-1.0] * 5, ("ab",))
+    assert (found.token_ids, found.text, found.finish_reason) == (tuple(ids[:3]), "x", "stop")
 
 
 @pytest.mark.parametrize("engine", ["shared-prefix", "plain"])

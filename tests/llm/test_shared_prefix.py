@@ -248,6 +248,26 @@ def test_bfloat16_differs_no_more_than_the_plain_path_from_itself_in_another_bat
     assert (shared - exact).abs().mean() < 1.5 * max((rows - exact).abs().mean(), (batched - exact).abs().mean())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_large_scores_keep_their_precision(dtype: torch.dtype) -> None:
+    """Half precision has steps of 8 where scores are 2,000 before scaling; the log-sum-exp must not carry them."""
+    draw = torch.Generator().manual_seed(0)
+    query, key, value, grad = (torch.randn(2, 3, 40, 128, generator=draw).to(dtype) for _ in range(4))
+    query, scale = 60 * query, 128**-0.5
+
+    def results(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        out, size = prefix_attention._products(*inputs[:3], True, scale)
+        slopes = prefix_attention._products_backward(inputs[3], *inputs[:3], out, size, is_causal=True, scale=scale)
+        return [size.double(), *(tensor.double() for tensor in (out, *slopes))]
+
+    exact = results(*(tensor.double() for tensor in (query, key, value, grad)))
+    found = results(query, key, value, grad)
+    assert exact[0].abs().max() > 150
+    assert (found[0] - exact[0]).abs().max() < 1e-2
+    for one, other in zip(found[1:], exact[1:], strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
 @pytest.mark.parametrize(("window", "pays"), [(None, True), (64, True), (8, False)])
 def test_a_sliding_window_shorter_than_a_pair_takes_the_plain_path(
     window: int | None, pays: bool, tmp_path: Path
