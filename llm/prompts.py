@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +19,11 @@ from llm.rewards import is_chat
 from llm.streams import stream
 from llm.tables import Row, column, read_rows
 
+HUMAN_TURN = "\n\nHuman:"
 ASSISTANT_TURN = "\n\nAssistant:"
+POST_START = "\nPOST:"
+POST_END = "\nTL;DR:"
+POST_HEADER = re.compile(rf"SUBREDDIT: r/.*\nTITLE: .*{POST_START}")
 
 
 @dataclass
@@ -91,6 +97,29 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, bool]:
     return chosen[:cut], chosen[cut:], not rejected.startswith(chosen[:cut])
 
 
+def cut_post(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str | None:
+    r"""Drop words from the end of a TL;DR post until its prompt fits, as the authors of its SFT model did.
+
+    They cut after a token, this after a whole word, so that the prompt still ends in the tokens of `\nTL;DR:`.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        text: The prompt, which reads `SUBREDDIT: r/…\nTITLE: …\nPOST: …\nTL;DR:`.
+        room: Most tokens that it may have.
+
+    Returns:
+        The prompt with as many words of its post as fit, or None where not one does.
+
+    Raises:
+        ValueError: The text has no post.
+    """
+    start = text.index(POST_START) + len(POST_START)
+    words = re.compile(r"\S+").finditer(text, start, len(text) - len(POST_END))
+    ends = [word.end() for word in words]
+    kept = bisect.bisect_right(ends, room, key=lambda end: len(_text_ids(tokenizer, text[:end] + POST_END)))
+    return text[: ends[kept - 1]] + POST_END if kept else None
+
+
 def _read_prompts(
     config: AlignConfig, source: str, split: str, tokenizer: Any, room: int, counts: dict[str, int]
 ) -> list[Prompt]:
@@ -98,22 +127,45 @@ def _read_prompts(
     prompts = []
     for number, text, reference in _rows_as_text(config, source, counts):
         counts["rows"] += 1
-        token_ids = encode_prompt(tokenizer, text, source=f"{source}, row {number}")
-        if len(token_ids) > room and config.prompt_overflow == "truncate":
-            token_ids = _truncated(
-                token_ids, room, tokenizer.bos_token_id, isinstance(text, str), f"{source}, row {number}"
-            )
+        place = f"{source}, row {number}"
+        token_ids = encode_prompt(tokenizer, text, source=place)
+        if len(token_ids) > room:
+            _refuse_overflow(config, len(token_ids), room, place)
+            if config.prompt_overflow == "skip":
+                counts["skipped_prompts"] += 1
+                continue
             counts["truncated_prompts"] += 1
-        elif len(token_ids) > room and config.prompt_overflow == "skip":
-            counts["skipped_prompts"] += 1
-            continue
-        elif len(token_ids) > room:
-            raise UserError(
-                f"{source}, row {number}: the prompt has {len(token_ids)} tokens and only {room} fit beside the "
-                "completion. Use --prompt-overflow skip or truncate, or lower --max-new-tokens."
-            )
+            text, token_ids = _cut_to_fit(config, tokenizer, text, token_ids, room, place)
         prompts.append(Prompt(f"{split}-{number}", text, token_ids, reference))
     return prompts
+
+
+def _refuse_overflow(config: AlignConfig, length: int, room: int, place: str) -> None:
+    """Refuse a prompt that leaves no room, unless the user said what to do with it."""
+    if config.prompt_overflow == "error":
+        raise UserError(
+            f"{place}: the prompt has {length} tokens and only {room} fit beside the "
+            "completion. Use --prompt-overflow skip or truncate, or lower --max-new-tokens."
+        )
+
+
+def _cut_to_fit(
+    config: AlignConfig, tokenizer: Any, text: str | Messages, token_ids: tuple[int, ...], room: int, place: str
+) -> tuple[str | Messages, tuple[int, ...]]:
+    """Cut a prompt where its format loses least: a post at its end, everything else at its beginning.
+
+    The reward and the judge see a post as it was cut, for the SFT model's authors rewarded it so; of any other prompt
+    they see the whole.
+    """
+    if config.format != "tldr" or not isinstance(text, str):
+        return text, _truncated(token_ids, room, tokenizer.bos_token_id, isinstance(text, str), place)
+    shorter = cut_post(tokenizer, text, room)
+    if shorter is None:
+        raise UserError(
+            f"{place}: only {room} tokens fit beside the completion, too few for the title and one word of the post. "
+            "Use --prompt-overflow skip, or lower --max-new-tokens."
+        )
+    return shorter, encode_prompt(tokenizer, shorter, source=place)
 
 
 def _rows_as_text(
@@ -123,6 +175,10 @@ def _rows_as_text(
     for number, row in read_rows(source):
         if config.format == "anthropic-hh":
             yield number, *_dialogue_row(row, source, number, counts)
+        elif config.format == "rm-static":
+            yield number, *_static_row(row, source, number)
+        elif config.format == "tldr":
+            yield number, *_post_row(row, source, number)
         else:
             yield number, *_plain_row(row, config, source, number)
 
@@ -170,6 +226,47 @@ def _dialogue(row: Row, name: str, source: str, number: int) -> str:
     return dialogue
 
 
+def _static_row(row: Row, source: str, number: int) -> tuple[str, str]:
+    """An rm-static row, whose editions put "Assistant:" at the end of the prompt or at the beginning of the answer.
+
+    Joined, both are an AnthropicHH dialogue, which is split at its last assistant's turn.
+    """
+    prompt, chosen = (column(row, name, source=source, number=number) for name in ("prompt", "chosen"))
+    if isinstance(prompt, str) and isinstance(chosen, str):
+        head, turn, answer = (prompt + chosen).rpartition(ASSISTANT_TURN)
+        if turn and HUMAN_TURN not in answer and _meet_at_a_label(prompt, chosen):
+            return head + turn, answer
+    raise UserError(
+        f"{source}, row {number}: is no rm-static row: either 'prompt' ends in {ASSISTANT_TURN!r} and 'chosen' starts "
+        "with a space, or 'prompt' ends in a blank line and 'chosen' starts with 'Assistant: '. Mend or remove the "
+        "row, or use --format plain."
+    )
+
+
+def _meet_at_a_label(prompt: str, chosen: str) -> bool:
+    """Whether a prompt ends, or an answer begins, with the assistant's label."""
+    return chosen.startswith("Assistant: ") or (prompt.endswith("Assistant:") and chosen.startswith(" "))
+
+
+def _post_row(row: Row, source: str, number: int) -> tuple[str, str]:
+    """A TL;DR row: the post without its trailing space, and its summary as the model would write it.
+
+    In the tokens that the SFT model was trained on, the space after "TL;DR:" belongs to the summary's first word.
+    """
+    prompt, label = (column(row, name, source=source, number=number) for name in ("prompt", "label"))
+    if not (isinstance(prompt, str) and POST_HEADER.match(prompt) and prompt.rstrip().endswith(POST_END)):
+        raise UserError(
+            f"{source}, row {number}: column 'prompt' is no TL;DR post: it must read 'SUBREDDIT: r/…\\nTITLE: …\\n"
+            "POST: …\\nTL;DR:'. Blank lines between the parts are another edition's, on which the SFT model was not "
+            "trained. Mend or remove the row, or use --format plain."
+        )
+    if not (isinstance(label, str) and label.strip()):
+        raise UserError(
+            f"{source}, row {number}: column 'label' must be text, found {label!r}. Mend or remove the row."
+        )
+    return prompt.rstrip().removesuffix(POST_END).rstrip() + POST_END, " " + label.strip()
+
+
 def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple[int, ...]:
     """Tokenise a prompt: text with the tokenizer's own beginning, chat messages through its template.
 
@@ -193,6 +290,8 @@ def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple
 def _text_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, open at its end: some tokenizers close every text with the end-of-sequence token."""
     ids = list(tokenizer(text)["input_ids"])
+    if not _ends(ids, tokenizer.eos_token_id):
+        return ids
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     surplus = _ends(ids, tokenizer.eos_token_id) - _ends(bare, tokenizer.eos_token_id)
     return ids[: len(ids) - surplus]

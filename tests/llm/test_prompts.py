@@ -1,4 +1,4 @@
-"""From rows to tokens: the three layouts, what does not fit, and how prompts are split."""
+"""From rows to tokens: the layouts of rows, what does not fit, and how prompts are split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenizers import processors
 from letter_world import letter_tokenizer
 from llm.config import AlignConfig
 from llm.errors import UserError
-from llm.prompts import PromptSets, _truncated, encode_prompt, load_prompts, split_dialogue, with_references
+from llm.prompts import PromptSets, _truncated, cut_post, encode_prompt, load_prompts, split_dialogue, with_references
 from llm.records import Prompt
 
 REAL = Path(os.environ.get("BRAIN_REAL_DATA", Path(__file__).parents[3] / "shared")) / "data"
@@ -46,6 +46,20 @@ def chat_tokenizer() -> Any:
     tokenizer = letter_tokenizer()
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+class WordTokenizer:
+    """Numbers words as they come; a fast stand-in for a tokenizer of real text."""
+
+    eos_token_id = 0
+    bos_token_id = None
+    chat_template = None
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [self.known.setdefault(w, 1 + len(self.known)) for w in re.findall(r"\s*\S+", text)]}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -309,6 +323,118 @@ def test_references_are_filled_in_by_prompt_id(words: str) -> None:
     assert [p.token_ids for p in filled] == [p.token_ids for p in prompts]
 
 
+STATIC_HEAD = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen"),
+    [
+        (STATIC_HEAD, " {}"),
+        (STATIC_HEAD.removesuffix("Assistant:"), "Assistant: {}"),
+        (STATIC_HEAD + " {}  \nAssistant:", " really"),
+        (STATIC_HEAD + " {}  \n", "Assistant: really"),
+    ],
+)
+def test_both_editions_of_rm_static_become_one_dialogue(prompt: str, chosen: str, tmp_path: Path) -> None:
+    """The last two are cut where the answer itself has such a label, as one in 1,800 real answers has."""
+    rows = [{"prompt": prompt.format(i), "response": "-", "chosen": chosen.format(i)} for i in range(9)]
+    sets = load(write_rows(tmp_path / "rows.jsonl", rows), format="rm-static", tokenizer=WordTokenizer())
+    assert {p.text for p in everything(sets)} == {STATIC_HEAD}
+    ending = "  \nAssistant: really" if "really" in chosen else ""
+    assert {p.reference for p in everything(sets)} == {f" {i}{ending}" for i in range(9)}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": STATIC_HEAD, "chosen": "no space"},
+        {"prompt": STATIC_HEAD + " ", "chosen": "the space on the wrong side"},
+        {"prompt": STATIC_HEAD.removesuffix("Assistant:"), "chosen": "no label"},
+        {"prompt": STATIC_HEAD.removesuffix("\n\nAssistant:"), "chosen": "Assistant: no blank line"},
+        {"prompt": "\n\nHuman: a", "chosen": "Assistant: no blank line"},
+        {"prompt": "Assistant:", "chosen": " no dialogue"},
+        {"prompt": STATIC_HEAD, "chosen": 5},
+        {"prompt": [{"role": "user", "content": "a"}], "chosen": " b"},
+    ],
+)
+def test_a_row_that_is_no_edition_of_rm_static_is_refused(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": STATIC_HEAD, "chosen": " d"}, row])
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 2: is no rm-static row"):
+        load(path, format="rm-static", tokenizer=WordTokenizer())
+
+
+@pytest.mark.parametrize(("missing", "format"), [("chosen", "rm-static"), ("label", "tldr"), ("prompt", "tldr")])
+def test_a_format_names_the_column_that_it_misses(missing: str, format: str, tmp_path: Path) -> None:
+    row = {"prompt": STATIC_HEAD, "chosen": " d"} if format == "rm-static" else {"prompt": post("a"), "label": "b"}
+    path = write_rows(tmp_path / "rows.jsonl", [row | {missing: None}])
+    with pytest.raises(UserError, match=f"row 1: column '{missing}' is missing or empty"):
+        load(path, format=format, tokenizer=WordTokenizer())
+
+
+def post(body: str, title: str = "t") -> str:
+    """A TL;DR prompt as its data set has it, with a space at the end."""
+    return f"SUBREDDIT: r/s\nTITLE: {title}\nPOST: {body}\nTL;DR: "
+
+
+@pytest.mark.parametrize("body", ["a b", "a b \n", "\na\n\nTL;DR: b\nTL;DR:"])
+@pytest.mark.parametrize("label", ["why not", " why not", "why not \n"])
+def test_a_post_ends_without_space_and_its_summary_begins_with_one(body: str, label: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "posts.jsonl", [{"prompt": post(body), "label": label}] * 9)
+    prompt = load(path, format="tldr", tokenizer=WordTokenizer()).test[0]
+    assert prompt.text == "SUBREDDIT: r/s\nTITLE: t\nPOST: " + body.rstrip() + "\nTL;DR:"
+    assert prompt.reference == " why not"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        post("a").replace("\n", "\n\n"),
+        post("a").replace("\nTL;DR: ", ""),
+        post("a") + "summary",
+        post("a").replace("\nTL;DR: ", " TL;DR: "),
+        post("a").replace("TITLE", "Title"),
+        "TL;DR:",
+        5,
+    ],
+)
+def test_a_row_that_is_no_post_is_refused(prompt: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": post("a"), "label": "b"}, {"prompt": prompt, "label": "b"}]
+    with pytest.raises(UserError, match=r"posts\.jsonl, row 2: column 'prompt' is no TL;DR post"):
+        load(write_rows(tmp_path / "posts.jsonl", rows), format="tldr", tokenizer=WordTokenizer())
+
+
+@pytest.mark.parametrize("label", ["", " ", 5])
+def test_a_post_without_summary_is_refused(label: Any, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "posts.jsonl", [{"prompt": post("a"), "label": label}])
+    with pytest.raises(UserError, match=r"posts\.jsonl, row 1: column 'label' must be text"):
+        load(path, format="tldr", tokenizer=WordTokenizer())
+
+
+def test_a_post_that_leaves_no_room_loses_whole_words_at_its_end_on_demand(tmp_path: Path) -> None:
+    """Six words are not the post's: "SUBREDDIT: r/s TITLE: t POST:" and "TL;DR:"."""
+    rows = [{"prompt": post(" ".join(word(i) for i in range(count))), "label": "b"} for count in range(1, 13)]
+    path = write_rows(tmp_path / "posts.jsonl", rows)
+    sets = load(path, format="tldr", prompt_overflow="truncate", context=15, tokenizer=WordTokenizer())
+    for prompt in everything(sets):
+        count = min(int(prompt.prompt_id.removeprefix("train-")), 15 - 4 - 6)
+        assert prompt.text == post(" ".join(word(i) for i in range(count))).rstrip()
+        assert len(prompt.token_ids) == 6 + count
+    assert sets.counts["truncated_prompts"] == 7
+
+
+def test_line_breaks_within_a_cut_post_stay() -> None:
+    text = post("a\n\nb  c d").rstrip()
+    assert cut_post(WordTokenizer(), text, 9) == post("a\n\nb  c").rstrip()  # type: ignore[arg-type]
+
+
+def test_a_title_that_leaves_no_room_for_its_post_is_told(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "posts.jsonl", [{"prompt": post("a b c", "t " * 20), "label": "b"}] * 9)
+    with pytest.raises(UserError, match=r"posts\.jsonl, row 1: only 11 tokens .* too few for the title"):
+        load(path, format="tldr", prompt_overflow="truncate", context=15, tokenizer=WordTokenizer())
+    with pytest.raises(UserError, match=r"row 1: the prompt has 28 tokens and only 11 fit"):
+        load(path, format="tldr", context=15, tokenizer=WordTokenizer())
+
+
 def real_rows() -> list[dict[str, str]]:
     with gzip.open(HH, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
@@ -336,19 +462,6 @@ def test_every_real_dialogue_splits_into_prompt_and_answer_without_loss() -> Non
         assert prompt.startswith("\n\nHuman:")
         assert prompt.endswith("\n\nAssistant:")
         assert "\n\nAssistant:" not in answer
-
-
-class WordTokenizer:
-    """Numbers words as they come; a fast stand-in for a tokenizer of real text."""
-
-    eos_token_id = 0
-    chat_template = None
-
-    def __init__(self) -> None:
-        self.known: dict[str, int] = {}
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [self.known.setdefault(w, 1 + len(self.known)) for w in re.findall(r"\s*\S+", text)]}
 
 
 @needs_real_data
