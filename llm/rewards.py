@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from llm.errors import UserError
 from llm.models import first_line, folder_fingerprint
 from llm.plugins import load_callable
 
+CONFIG_KEY = "brain_reward"
+"""Where a model's config.json keeps its recipe, if it has one (`llm.reward_recipe`)."""
 Prompt = str | list[dict[str, str]]
 """A text, or chat messages such as {"role": "user", "content": "…"}."""
 
@@ -44,7 +47,9 @@ def load_reward(spec: str, *, device: str, batch_size: int) -> Reward:
 
     Args:
         spec: `package.module:function`, called on the lists (prompts, completions); or the directory or hub name of
-            a sequence-classification model with one output.
+            a sequence-classification model with one output, read by its recipe where it carries one; or the hub name,
+            with @REVISION where it matters, of one of the published checkpoints in `llm.convert_reward`, which is
+            converted once.
         device: where a model runs, such as `cpu` or `cuda:0`.
         batch_size: completions in one forward pass of a model.
 
@@ -56,7 +61,14 @@ def load_reward(spec: str, *, device: str, batch_size: int) -> Reward:
     """
     if ":" in spec and not Path(spec).exists():
         return FunctionReward(spec)
-    return ModelReward(spec, device=device, batch_size=batch_size)
+    from llm.convert_reward import normal_form
+    from llm.reward_recipe import RecipeReward, find_recipe
+
+    path = normal_form(spec)
+    recipe = find_recipe(path)
+    if recipe is not None:
+        return RecipeReward(path, recipe, device=device, batch_size=batch_size)
+    return ModelReward(path, device=device, batch_size=batch_size)
 
 
 class FunctionReward:
@@ -108,12 +120,7 @@ class ModelReward:
         """
         pairs = zip(prompts, completions, strict=True)
         rows = [self._input(prompt, completion, index) for index, (prompt, completion) in enumerate(pairs)]
-        # Rows of similar length share a batch, so that little is padding.
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        scores = np.empty(len(rows))
-        for start in range(0, len(rows), self._batch_size):
-            chosen = order[start : start + self._batch_size]
-            scores[chosen] = score(self._model, [rows[index] for index in chosen]).double().cpu().numpy()
+        scores = scores_by_length(rows, self._batch_size, functools.partial(score, self._model))
         return checked_rewards(scores, len(rows), self.name)
 
     def _input(self, prompt: Prompt, completion: str, index: int) -> list[int]:
@@ -125,8 +132,62 @@ class ModelReward:
 
     def fingerprint(self) -> str:
         """Return the sha256 of the model's files; of its weights and configuration if it came from the hub."""
-        folder = Path(self.name)
-        return folder_fingerprint(folder) if folder.is_dir() else _state_fingerprint(self._model)
+        return source_fingerprint(self.name, self._model)
+
+
+class ReferenceSubtracted:
+    """A reward minus the reward of the prompt's reference: 0 is as good as the reference.
+
+    The difference is the same for all completions of a prompt, so the self-normalised weights of Bradley-Terry
+    goodness stay as they are; those of logistic goodness do not.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.name = f"{reward.name} minus the reference's"
+        self._reward = reward
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """Return the differences, (N,) float64.
+
+        Args:
+            prompts: N prompts; each prompt's reference is rewarded once, however many completions it has.
+            completions: N completions.
+            references: The prompts' references, N texts.
+
+        Raises:
+            UserError: The reward raised it.
+        """
+        pairs = list(zip(prompts, references, strict=True))
+        keys = [json.dumps(pair) for pair in pairs]  # chat messages cannot be keys themselves
+        distinct = dict(zip(keys, pairs, strict=True))
+        baselines = self._reward([p for p, _ in distinct.values()], [r for _, r in distinct.values()])
+        baseline_of = dict(zip(distinct, baselines, strict=True))
+        return self._reward(prompts, completions) - np.array([baseline_of[key] for key in keys])
+
+    def fingerprint(self) -> str:
+        """Return a sha256 that changes with the reward and is not the reward's own."""
+        return hashlib.sha256(f"minus reference {self._reward.fingerprint()}".encode()).hexdigest()
+
+
+def scores_by_length(
+    rows: Sequence[list[int]], batch_size: int, score_rows: Callable[[list[list[int]]], torch.Tensor]
+) -> np.ndarray:
+    """Score rows in batches of similar length, so that little is padding.
+
+    Args:
+        rows: Token ids, N rows.
+        batch_size: Rows in one call.
+        score_rows: Gives a batch's scores, (B,).
+
+    Returns:
+        (N,) float64 scores, in the order of the rows.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    scores = np.empty(len(rows))
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        scores[chosen] = score_rows([rows[index] for index in chosen]).double().cpu().numpy()
+    return scores
 
 
 def checked_rewards(values: Any, count: int, name: str) -> np.ndarray:
@@ -176,7 +237,8 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
         the model and the tokenizer, which agree on the padding token: the end token where there is no other.
 
     Raises:
-        UserError: It cannot be loaded, lacks a trained output, has several, or no token can serve as padding.
+        UserError: It cannot be loaded, lacks a trained output, has several or a recipe, or no token can serve as
+            padding.
     """
     options = {"num_labels": 1} if fresh_output else {}
     try:
@@ -196,6 +258,11 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
         )
     if model.config.num_labels != 1:
         raise UserError(f"{path}: has {model.config.num_labels} outputs; a reward model has one (num_labels 1).")
+    if hasattr(model.config, CONFIG_KEY):
+        raise UserError(
+            f"{path}: carries a recipe of its own ({CONFIG_KEY} in its config.json), by which it can serve as --reward "
+            "but not be trained on. Start from another model."
+        )
     _agree_on_padding(path, model, tokenizer)
     return model, tokenizer
 
@@ -329,10 +396,13 @@ def _source_file(function: Callable[..., Any]) -> Path | None:
     return Path(name) if name and Path(name).is_file() else None
 
 
-def _state_fingerprint(model: Any) -> str:
-    """The sha256 of a model's configuration and weights."""
+def source_fingerprint(source: str, model: Any) -> str:
+    """Return the sha256 of a model folder's files; of the model's configuration and weights if it came from the hub."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder_fingerprint(folder)
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode() + b"\0")
-        digest.update(weight.cpu().contiguous().numpy().tobytes())
+        digest.update(weight.cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

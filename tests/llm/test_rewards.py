@@ -12,9 +12,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from brain_core import (
+    bradley_terry_log_goodness,
+    logistic_log_goodness,
+    self_normalized_weights,
+    target_log_ratio,
+)
 from llm.errors import UserError
 from llm.plugins import load_callable
-from llm.rewards import load_classifier, load_reward, reward_input
+from llm.rewards import ReferenceSubtracted, load_classifier, load_reward, reward_input
 from llm.tiny.world import build_tokenizer
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -244,3 +250,55 @@ def test_the_fingerprint_of_a_model_changes_with_its_files_only(here: Path) -> N
     model.score.weight.data[0, 0] += 1e-3
     model.save_pretrained(path)
     assert load_reward(path, device="cpu", batch_size=1).fingerprint() != before
+
+
+LENGTHS = (
+    "CALLS = []\ndef f(p, c):\n    CALLS.extend(zip(p, c))\n    return [len(a) + len(b) ** 1.5 for a, b in zip(p, c)]"
+)
+"""A reward of prompt and completion that keeps what it was asked."""
+
+
+def test_a_reward_minus_the_references_is_zero_for_the_reference_itself() -> None:
+    write_module("rewards_f", LENGTHS)
+    reward = load_reward("rewards_f:f", device="cpu", batch_size=1)
+    values = ReferenceSubtracted(reward)(["ab", "ab", "c"], ["d", "efgh", "ij"], ["efgh", "efgh", "k"])
+    assert values.tolist() == [1 - 4**1.5, 0, 2**1.5 - 1]
+
+
+def test_a_reference_is_rewarded_once_however_many_completions_its_prompt_has() -> None:
+    write_module("rewards_g", LENGTHS)
+    reward = load_reward("rewards_g:f", device="cpu", batch_size=1)
+    chat = [{"role": "user", "content": "c"}]
+    ReferenceSubtracted(reward)(["a", "a", chat, chat, "a"], ["1", "2", "3", "4", "5"], ["x", "x", "x", "x", "y"])
+    asked = sys.modules["rewards_g"].CALLS
+    assert asked[:3] == [("a", "x"), (chat, "x"), ("a", "y")]
+    assert len(asked) == 3 + 5
+
+
+def test_subtracting_the_references_leaves_the_bradley_terry_weights_alone() -> None:
+    """A group's rewards move by one constant, which cancels in α̂; with logistic goodness it would not."""
+    write_module("rewards_h", LENGTHS)
+    reward = load_reward("rewards_h:f", device="cpu", batch_size=1)
+    prompts, references = ["ab"] * 3 + ["cdef"] * 3, ["x" * 5] * 3 + ["y"] * 3
+    completions = ["1", "12", "123", "", "1234", "12"]
+    plain = reward(prompts, completions).reshape(2, 3)
+    subtracted = ReferenceSubtracted(reward)(prompts, completions, references).reshape(2, 3)
+    log_prior, log_proposal = np.random.default_rng(0).normal(-20, 1, (2, 2, 3))
+
+    def weights(log_goodness: np.ndarray) -> np.ndarray:
+        return self_normalized_weights(target_log_ratio(log_prior, log_proposal, log_goodness))
+
+    for temperature in (1.0, 0.3):
+        before = weights(bradley_terry_log_goodness(plain, temperature=temperature))
+        after = weights(bradley_terry_log_goodness(subtracted, temperature=temperature))
+        np.testing.assert_allclose(after, before, rtol=1e-12)
+    assert np.abs(weights(logistic_log_goodness(plain)) - weights(logistic_log_goodness(subtracted))).max() > 0.01
+
+
+def test_the_fingerprint_of_a_reward_minus_the_references_is_its_own() -> None:
+    write_module("rewards_i", LENGTHS)
+    reward = load_reward("rewards_i:f", device="cpu", batch_size=1)
+    before = ReferenceSubtracted(reward).fingerprint()
+    assert before != reward.fingerprint()
+    write_module("rewards_i", LENGTHS + "\n")
+    assert ReferenceSubtracted(reward).fingerprint() != before
