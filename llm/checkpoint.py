@@ -16,6 +16,7 @@ import torch
 
 from llm.errors import UserError
 from llm.models import Policy
+from llm.sft_adapter import POLICY
 from llm.store import disk_errors, read_json, write_json, write_text, write_whole
 
 KEPT = 2
@@ -85,10 +86,10 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
 
 
 def save_adapter(folder: Path, policy: Policy, card: str) -> None:
-    """Write `adapter/`, a normal peft folder with a model card; each file appears whole or not at all."""
+    """Write the policy's `adapter/`, a normal peft folder with a model card; each file appears whole or not at all."""
     target = folder / "adapter"
     with tempfile.TemporaryDirectory() as scratch:
-        policy.model.save_pretrained(scratch)
+        policy.model.save_pretrained(scratch, selected_adapters=[POLICY], save_embedding_layers=False)
         write_text(Path(scratch) / "README.md", card)
         for file in sorted(Path(scratch).iterdir()):
             write_whole(target / file.name, file.read_bytes())
@@ -133,7 +134,7 @@ tags: [brain, lora]
 
 # LoRA adapter aligned with BRAIn
 
-Base model: `{config.model}`. Reward: `{config.reward}`.
+Base model: `{config.model}`. {_sft_line(config)}Reward: `{config.reward}`.
 Goodness: `{config.goodness}`, temperature {config.temperature}.
 Chosen at step {state["step"]} of {config.e * config.k} by the validation win rate over the references
 ({state["win_rate"]:.1%}, judged by the reward model).
@@ -142,8 +143,32 @@ Chosen at step {state["step"]} of {config.e * config.k} by the validation win ra
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({config.model!r}), "PATH/TO/THIS/FOLDER")
+model = AutoModelForCausalLM.from_pretrained({config.model!r}, dtype="{config.dtype}")
+{_loading_lines(config)}
 ```
 
 Method: BRAIn, Bayesian reward-conditioned amortized inference (arXiv 2402.02479). Settings: `config.yaml` of the run.
 """
+
+
+def _sft_line(config: Any) -> str:
+    """What made the base the SFT model, and whether this adapter can do without it."""
+    if not config.sft_adapter:
+        return ""
+    relation = {"copy": "this one replaces it", "stack": "this one is used with it", "merge": "merged into the base"}
+    return f"SFT adapter: `{config.sft_adapter}` ({relation[config.sft_mode]}). "
+
+
+def _loading_lines(config: Any) -> str:
+    """The lines of Python that make a base the aligned model."""
+    here = '"PATH/TO/THIS/FOLDER"'
+    alone = f"model = PeftModel.from_pretrained(model, {here})"
+    if not config.sft_adapter or config.sft_mode == "copy":
+        return alone
+    if config.sft_mode == "merge":
+        return f"model = PeftModel.from_pretrained(model, {config.sft_adapter!r}).merge_and_unload()\n{alone}"
+    return (
+        f'model = PeftModel.from_pretrained(model, {config.sft_adapter!r}, adapter_name="sft")\n'
+        f'model.load_adapter({here}, adapter_name="policy")\n'
+        'model.base_model.set_adapter(["sft", "policy"])'
+    )

@@ -32,6 +32,12 @@ class AlignConfig:
 
     model: str = ""
     """The SFT model to align: a directory or a hub name of a causal language model. It is the prior p(y|x)."""
+    tokenizer: str = ""
+    """Tokenizer's directory or hub name where the model's repository has none."""
+    sft_adapter: str = ""
+    """A LoRA adapter (directory or hub name) that makes --model the SFT model; the base it names itself is ignored."""
+    sft_mode: Literal["copy", "stack", "merge"] = "copy"
+    """copy: the policy begins as a copy of the SFT adapter; stack: a new one on top of it; merge: on both added up."""
     prompts: str = ""
     """Prompts: a .jsonl, .jsonl.gz, .parquet or .csv file, or a `datasets` NAME[:SPLIT]."""
     reward: str = ""
@@ -43,8 +49,8 @@ class AlignConfig:
     temperature: float = 1.0
     """Temperature of the target: bradley_terry divides the reward by it; lower means a sharper target."""
 
-    format: Literal["plain", "anthropic-hh"] = "plain"
-    """Layout of the rows: a prompt column (text or chat messages), or AnthropicHH's chosen and rejected dialogues."""
+    format: Literal["plain", "anthropic-hh", "rm-static", "tldr"] = "plain"
+    """Rows: a prompt column (text or chat), AnthropicHH's dialogues, rm-static's prompt and chosen, TL;DR's posts."""
     prompt_column: str = "prompt"
     """Column with the prompt, in the plain format."""
     reference_column: str = "reference"
@@ -275,11 +281,12 @@ def _broken_bound(name: str, value: float) -> str | None:
 
 def _refuse_unused(config: AlignConfig) -> None:
     """Refuse settings that this run would not heed."""
+    columns = {"anthropic-hh": "chosen, rejected", "rm-static": "prompt, chosen", "tldr": "prompt, label"}
     for name in ("prompt_column", "reference_column"):
         value = getattr(config, name)
         if config.format != "plain" and value != getattr(AlignConfig(), name):
             raise UserError(
-                f"{_option(name)} {value}: --format {config.format} has columns of its own (chosen, rejected). "
+                f"{_option(name)} {value}: --format {config.format} has columns of its own ({columns[config.format]}). "
                 "Leave the option out, or use --format plain."
             )
 

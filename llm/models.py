@@ -1,11 +1,13 @@
-"""The policy: a frozen base, which is the prior, and a LoRA adapter on it."""
+"""The policy: a frozen SFT model, which is the prior, and a trainable LoRA adapter."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import warnings
-from collections.abc import Iterator
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -25,26 +28,30 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import find_adapter_config_file
 
-from llm import prefix_attention
+from llm import prefix_attention, sft_adapter
 from llm.config import AlignConfig
 from llm.console import say
 from llm.errors import UserError
+from llm.sft_adapter import POLICY, SftAdapter
 from llm.streams import torch_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|rotary_emb\.inv_freq)$")
+"""Constants that old checkpoints hold beside the weights and that models now compute themselves."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The policy q_θ and, within `as_prior`, the prior p: one base model, the adapter on or off.
+    """The policy q_θ and, within `as_prior`, the prior p: one base model with the adapters of one or the other.
 
     Attributes:
-        model: The base with its adapter, always in evaluation mode (dropout off).
+        model: The base with its adapters, always in evaluation mode (dropout off). All but `POLICY` are the prior's.
         tokenizer: Its tokenizer.
         end_ids: Tokens that end a completion.
         context_length: Tokens that prompt and completion may have together.
-        identity: Fingerprint of the base's files, dtype and quantisation.
+        identity: Fingerprint of the files, dtype and quantisation of all that is frozen, and of a tokenizer apart.
         shares_prompts: Whether completions of one prompt share its forward pass.
     """
 
@@ -71,36 +78,55 @@ class Policy:
 
     @contextlib.contextmanager
     def as_prior(self) -> Iterator[None]:
-        """Within this context the model computes the prior."""
-        with self.model.disable_adapter():
+        """Within this context the model computes the prior: every adapter but the policy's, so the SFT model.
+
+        What is trainable stays so, and gradients of a forward pass made outside stay right.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        before = [layer._active_adapter for layer in layers]
+        _activate(layers, [[name for name in self.model.peft_config if name != POLICY]] * len(layers))
+        try:
             yield
+        finally:
+            _activate(layers, before)
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the adapter's tensors."""
-        state = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        """Return a copy of the policy's adapter's tensors."""
+        state = sft_adapter.adapter_weights(self.model, POLICY)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put an adapter's tensors in place."""
-        peft.set_peft_model_state_dict(self.model, state)
+        """Put the policy's adapter's tensors in place.
+
+        Raises:
+            UserError: They are not those of an adapter of this shape.
+        """
+        try:
+            sft_adapter.fill(self.model, POLICY, state)
+        except ValueError as error:
+            raise UserError(f"The stored adapter is not one of this run: {error}. Start a new run.") from error
 
 
 def load_policy(config: AlignConfig) -> Policy:
-    """Load the base model and put a fresh LoRA adapter on it.
+    """Load the base model, make it the SFT model where that takes an adapter, and put the policy's adapter on it.
 
     Raises:
-        UserError: The model cannot be loaded, has no end-of-sequence token, or LoRA finds nothing to adapt.
+        UserError: The model, its tokenizer or adapter cannot be loaded or do not fit together, there is no
+            end-of-sequence token, or LoRA finds nothing to adapt.
     """
+    adapter = sft_adapter.requested_adapter(config)
     base = load_base(config.model, config)
     if config.activation_checkpointing:
         _checkpoint_activations(base, config.model)
-    tokenizer = load_pretrained(AutoTokenizer, config.model)
+    tokenizer = load_tokenizer(base, config)
     return Policy(
-        model=_with_lora(base, config),
+        model=_with_adapters(base, adapter, config),
         tokenizer=tokenizer,
         end_ids=_end_ids(base, tokenizer, config.model),
         context_length=_context_length(base, config),
-        identity=model_fingerprint(config.model, _revision(base), config.dtype, config.quantization),
+        identity=model_fingerprint(
+            config.model, _revision(base), config.dtype, config.quantization, *_additions(tokenizer, adapter, config)
+        ),
         shares_prompts=config.engine == "shared-prefix" and _shares_prompts(base, config),
     )
 
@@ -116,12 +142,10 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
             bnb_4bit_compute_dtype=DTYPES[config.dtype],
         )
         options["device_map"] = {"": resolve_device(config.device)}
-    model = load_pretrained(AutoModelForCausalLM, source, **options)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise UserError(
-            f"--model {source}: is an adapter. Switching adapters off would give the raw base instead of the SFT model "
-            "as the prior; merge the adapter into its base and give the merged model."
-        )
+    _refuse_adapter(source)
+    with _without_load_report():
+        model, loaded = load_pretrained(AutoModelForCausalLM, source, output_loading_info=True, **options)
+    _refuse_gaps(source, loaded["missing_keys"], loaded["unexpected_keys"])
     if getattr(model, "_is_stateful", False):
         raise UserError(
             f"--model {source}: keeps a recurrent state instead of keys and values, which is not supported yet. "
@@ -134,14 +158,40 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def load_pretrained(factory: Any, source: str, **options: Any) -> Any:
+def load_tokenizer(base: PreTrainedModel, config: AlignConfig) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer, or the one given instead.
+
+    Raises:
+        UserError: There is none (transformers would make an empty one), or it has more tokens than the model.
+    """
+    source, option = (config.tokenizer, "--tokenizer") if config.tokenizer else (config.model, "--model")
+    tokenizer = load_pretrained(AutoTokenizer, source, option=option)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"{option} {source}: has no tokenizer. Name the directory or hub name of the model's tokenizer with "
+            "--tokenizer."
+        )
+    rows = len(base.get_input_embeddings().weight)
+    if config.tokenizer and len(tokenizer) > rows:
+        raise UserError(
+            f"--tokenizer {source}: has {len(tokenizer)} tokens and --model {config.model} only {rows}, so it is not "
+            "this model's. Give the tokenizer that the model was trained with."
+        )
+    return tokenizer
+
+
+def load_pretrained(factory: Any, source: str, *, option: str = "--model", **options: Any) -> Any:
     """Call a `from_pretrained` without a progress bar, with what goes wrong told in one paragraph."""
     transformers.utils.logging.disable_progress_bar()
     try:
         return factory.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         hint = "Check the path." if Path(source).exists() else "No such directory; as a hub name it could not be had."
-        raise UserError(f"--model {source}: {factory.__name__} cannot load it. {hint} ({first_line(error)})") from error
+        if factory is AutoTokenizer:
+            hint += " Where a model has no tokenizer of its own, --tokenizer names it."
+        raise UserError(
+            f"{option} {source}: {factory.__name__} cannot load it. {hint} ({first_line(error)})"
+        ) from error
 
 
 def resolve_device(device: str) -> str:
@@ -173,8 +223,13 @@ def model_fingerprint(source: str, *settings: str) -> str:
 
 def folder_fingerprint(folder: Path) -> str:
     """Return the sha256 of the names and contents of a folder's files."""
+    return files_fingerprint(sorted(path for path in folder.iterdir() if path.is_file()))
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """Return the sha256 of the names and contents of files."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in paths:
         digest.update(path.name.encode() + b"\0")
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -193,6 +248,74 @@ def _shares_prompts(base: PreTrainedModel, config: AlignConfig) -> bool:
     return not reason
 
 
+def _with_adapters(base: PreTrainedModel, adapter: SftAdapter | None, config: AlignConfig) -> peft.PeftModel:
+    """Put the policy's adapter on the base, and the frozen SFT adapter where the prior needs one."""
+    if adapter is None:
+        return _with_lora(base, config)
+    if config.sft_mode == "merge":
+        return _with_lora(sft_adapter.merged(adapter, base), config)
+    is_stacked = config.sft_mode == "stack"
+    model = _with_lora(base, config) if is_stacked else sft_adapter.policy_from(adapter, base)
+    sft_adapter.add_frozen(adapter, model, under_policy=is_stacked)
+    return model.eval()
+
+
+def _activate(layers: list[BaseTunerLayer], names: list[list[str]]) -> None:
+    """Say which adapters each layer computes with; peft's own switches change what is trainable as well."""
+    for layer, active in zip(layers, names, strict=True):
+        layer._active_adapter = active
+
+
+def _additions(tokenizer: PreTrainedTokenizerBase, adapter: SftAdapter | None, config: AlignConfig) -> list[str]:
+    """Fingerprints of what does not lie in the model's folder."""
+    parts = [files_fingerprint(adapter.files), config.sft_mode] if adapter else []
+    if config.tokenizer:
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer.save_pretrained(scratch)
+            parts.append(folder_fingerprint(Path(scratch)))
+    return parts
+
+
+def _refuse_adapter(source: str) -> None:
+    """Refuse an adapter in the place of a model; its own idea of its base would be loaded with it."""
+    with contextlib.suppress(OSError):
+        if find_adapter_config_file(source) is not None:
+            raise UserError(
+                f"--model {source}: is an adapter. Give the base model that it was trained on as --model, and the "
+                f"adapter as --sft-adapter {source}."
+            )
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from printing a table of what `_refuse_gaps` judges."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
+
+
+def _refuse_gaps(source: str, missing: set[str], unexpected: set[str]) -> None:
+    """Refuse a checkpoint whose tensors are not the model's: what is missing would be drawn at random."""
+    unexpected = {name for name in unexpected if not OLD_BUFFERS.search(name)}
+    if missing:
+        raise UserError(
+            f"--model {source}: its files lack weights that would be random instead: {sft_adapter.first_of(missing)}. "
+            "The checkpoint is damaged, or not a causal language model's."
+        )
+    if unexpected:
+        raise UserError(
+            f"--model {source}: its files hold weights that the model has no place for: "
+            f"{sft_adapter.first_of(unexpected)}. The checkpoint is damaged, or of another kind of model."
+        )
+
+
 def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
     """Put a fresh adapter on the base; its output starts at exactly 0."""
     targets: str | list[str] = config.lora_targets
@@ -204,10 +327,7 @@ def _with_lora(base: PreTrainedModel, config: AlignConfig) -> peft.PeftModel:
     names = _linear_names(base)
     torch.manual_seed(torch_seed(config.seed, "lora"))
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks for it
-            warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # peft sets it right for GPT-2
-            model = peft.get_peft_model(base, settings)
+        model = sft_adapter.put_on(base, settings)
     except ValueError as error:
         raise UserError(
             f"--lora-targets {config.lora_targets}: cannot be used with {config.model} ({first_line(error)}). "

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from letter_world import letter_config
 from llm.errors import UserError
 from llm.logprob import score
 from llm.models import load_policy, model_fingerprint
 from llm.records import Completion, Prompt
+from sft_artefacts import gpt2_tokenizer, save_gptj_sft, save_llama_base
 
 PAIR = (Prompt("p", "abc", (3, 4, 5), None), Completion("p", 0, (6, 7, 2), "stop", "de"))
 
@@ -82,7 +85,7 @@ def test_a_model_without_a_padding_token_works(in_letters: Path, tmp_path: Path)
 
 def test_an_adapter_as_the_model_is_refused(in_letters: Path, tmp_path: Path) -> None:
     load_policy(letter_config()).model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"adapter: is an adapter.*merge"):
+    with pytest.raises(UserError, match=r"adapter: is an adapter.*--sft-adapter"):
         load_policy(letter_config(model=str(tmp_path / "adapter")))
 
 
@@ -108,3 +111,90 @@ def test_the_fingerprint_changes_with_the_weights_and_the_precision(in_letters: 
     weights = copied / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert model_fingerprint(str(copied), "float32", "none") != first
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+RANDOM = f"--model .*/m: its files lack weights that would be random instead: {NORM}. "
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "expected"),
+    [
+        ({NORM: None}, {}, RANDOM),
+        ({NORM: None}, {"quantization": "nf4"}, RANDOM),
+        ({NORM: None, "model.norm.weight": None}, {}, f"random instead: {NORM} and 1 more"),
+        ({"score.weight": torch.zeros(1, 32)}, {}, "weights that the model has no place for: score.weight. The"),
+        ({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}, {}, "no place for: .*q_proj.bias"),
+        ({NORM: torch.zeros(33)}, {}, "--model .*cannot load it"),
+    ],
+)
+def test_a_checkpoint_whose_weights_are_not_exactly_the_models_is_refused(
+    weights: dict[str, torch.Tensor | None],
+    settings: dict[str, str],
+    expected: str,
+    in_letters: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree("model", tmp_path / "m")
+    changed = load_file(tmp_path / "m" / "model.safetensors") | weights
+    stored = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(stored, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=expected) as caught:
+        load_policy(letter_config(model=str(tmp_path / "m"), **settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def gptj(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with gptj/, which has no tokenizer, and gpt2/, its tokenizer."""
+    folder = tmp_path_factory.mktemp("gptj")
+    save_gptj_sft(folder / "gptj")
+    gpt2_tokenizer().save_pretrained(folder / "gpt2")
+    return folder
+
+
+def test_old_shards_with_buffers_that_are_no_weights_are_read_in_full(gptj: Path) -> None:
+    policy = load_policy(letter_config(model=str(gptj / "gptj"), tokenizer=str(gptj / "gpt2")))
+    files = sorted((gptj / "gptj").glob("pytorch_model-0000?-of-00003.bin"))
+    stored = {name: tensor for file in files for name, tensor in torch.load(file, weights_only=True).items()}
+    buffers = {name for name in stored if name.endswith((".attn.bias", ".attn.masked_bias"))}
+    assert len(files) == 3
+    assert len(buffers) == 4
+    weights = {name.replace(".base_layer", ""): p for name, p in policy.base.named_parameters() if "lora_" not in name}
+    assert weights.keys() == stored.keys() - buffers
+    assert all(torch.equal(weight, stored[name]) for name, weight in weights.items())
+    assert policy.end_ids == (len(policy.tokenizer) - 1,)
+    assert len(policy.base.get_input_embeddings().weight) == len(policy.tokenizer) + 143
+
+
+def test_a_model_without_a_tokenizer_is_refused_and_another_can_be_named(gptj: Path, in_letters: Path) -> None:
+    with pytest.raises(UserError, match=r"--model .*gptj: has no tokenizer\..*--tokenizer"):
+        load_policy(letter_config(model=str(gptj / "gptj")))
+    with pytest.raises(UserError, match=r"--tokenizer .*gptj: has no tokenizer\."):
+        load_policy(letter_config(tokenizer=str(gptj / "gptj")))
+    with pytest.raises(UserError, match=r"--tokenizer nobody/nothing: AutoTokenizer cannot load it"):
+        load_policy(letter_config(tokenizer="nobody/nothing"))
+    with pytest.raises(UserError, match=r"--tokenizer .*gpt2: has \d+ tokens and --model model only 30, so it is not"):
+        load_policy(letter_config(tokenizer=str(gptj / "gpt2")))
+
+
+def test_the_identity_covers_what_a_named_tokenizer_does_and_not_where_it_lies(
+    in_letters: Path, tmp_path: Path
+) -> None:
+    def identity(tokenizer: str) -> str:
+        return load_policy(letter_config(tokenizer=tokenizer)).identity
+
+    shutil.copytree("model", tmp_path / "same")
+    edited(in_letters / "model", tmp_path / "other", "tokenizer_config.json", pad_token=None)
+    assert identity("model") == identity(str(tmp_path / "same"))
+    assert len({identity(""), identity("model"), identity(str(tmp_path / "other"))}) == 3
+
+
+def test_the_tokenizer_of_the_miniature_llama_has_llamas_first_tokens_and_loses_nothing(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(save_llama_base(tmp_path / "llama"))
+    text = "\n\nHuman: Is 5 € much?\n\nAssistant: No"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids[:4]) == ["<s>", "▁", "<0x0A>", "<0x0A>"]
+    assert ids[0] == 1
+    assert ids[2:4] == [13, 13]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
