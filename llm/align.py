@@ -54,7 +54,7 @@ CONSISTENCY_WARNING = 0.05
 SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "stop", "n", "m", "sample_rows", "seed")
 MEMORY_SETTINGS = ("train_rows", "activation_checkpointing")
 """What a resumed run may change: the gradient is the same up to rounding."""
-FREE_SETTINGS = ("model", "prompts", "reward", "judge", "tracker", "out", *MEMORY_SETTINGS)
+FREE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "reward", "judge", "tracker", "out", *MEMORY_SETTINGS)
 """What may differ where a run goes on: it does not matter, or is fingerprinted by its content."""
 
 

@@ -62,7 +62,8 @@ class AlignConfig:
     test_count: int = 256
     """Held-out prompts of the evaluation before and after."""
     prompt_overflow: Literal["error", "skip", "truncate"] = "error"
-    """What to do with a prompt that leaves no room for --max-new-tokens; truncate drops its beginning."""
+    """What to do with a prompt that leaves no room for --max-new-tokens; truncate drops its beginning (in
+    tldr the post's end)."""
     max_new_tokens: int = 48
     """Longest completion, in tokens."""
 

@@ -399,12 +399,8 @@ def test_a_run_from_an_sft_adapter_goes_on_after_an_interruption_and_can_be_samp
     whole, cut = (sft_config(out, sft_mode="copy", **small) for out in ("whole", "cut"))
     summary = run(whole)
     assert summary["before"]["kl_to_prior"]["estimate"] == 0.0
-    assert [
-        event["kl_to_prior"] == 0.0 for event in read_events(Path("whole/metrics.jsonl")) if event["event"] == "phase"
-    ] == [
-        True,
-        False,
-    ]
+    phases = [event for event in read_events(Path("whole/metrics.jsonl")) if event["event"] == "phase"]
+    assert [abs(phase["kl_to_prior"]) < 1e-5 for phase in phases] == [True, False]
     with monkeypatch.context() as patch:
         patch.setattr(align, "checkpoint", interrupting(align.checkpoint, 4))
         with pytest.raises(KeyboardInterrupt):
