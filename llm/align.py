@@ -10,7 +10,6 @@ keep the checkpoint with the best validation win rate
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import filelock
 import torch
 from tqdm import tqdm
 
-from llm import report
+from llm import processes, report
 from llm.checkpoint import TrainerState, load_best_adapter, load_checkpoint, model_card, save_adapter, save_checkpoint
 from llm.config import (
     GOODNESS,
@@ -36,7 +35,7 @@ from llm.config import (
 from llm.console import entry_point, say
 from llm.errors import UserError
 from llm.evaluate import Judge, change, evaluate, figures, judged, sample_one_each
-from llm.groups import Collector
+from llm.groups import Collector, adapter_digest
 from llm.logprob import group_pairs, score
 from llm.memory import with_train_rows
 from llm.models import Policy, load_policy, resolve_device
@@ -44,7 +43,16 @@ from llm.plugins import load_callable
 from llm.prompts import PromptSets, load_prompts, with_references
 from llm.records import EvalRecord, Prompt, ScoredGroup
 from llm.rewards import Reward, function_fingerprint, load_reward
-from llm.run_folder import Identity, check_free, check_identity, lock_run, new_run, stored_config, versions
+from llm.run_folder import (
+    Identity,
+    check_free,
+    check_identity,
+    check_shared,
+    lock_run,
+    new_run,
+    stored_config,
+    versions,
+)
 from llm.store import MetricsLog, ShardFolder, write_json
 from llm.streams import text_fingerprint
 from llm.tracking import Tracker
@@ -60,11 +68,11 @@ FREE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "reward", "judg
 
 @dataclass
 class Run:
-    """What the stages of a run share."""
+    """What the stages of a run share; of several processes, the first one has the lock and writes the files."""
 
     config: AlignConfig
     folder: Path
-    lock: filelock.FileLock
+    lock: filelock.FileLock | None
     policy: Policy
     reward: Reward
     judge: Judge | None
@@ -77,8 +85,9 @@ class Run:
 
     def log(self, event: str, step: int, **values: Any) -> None:
         """Write one event to metrics.jsonl and its numbers to the tracker."""
-        self.metrics.write({"event": event, "step": step, **values})
-        self.tracker.log(event, step, values)
+        if processes.is_first():
+            self.metrics.write({"event": event, "step": step, **values})
+            self.tracker.log(event, step, values)
 
     def __enter__(self) -> Run:
         return self
@@ -86,15 +95,20 @@ class Run:
     def __exit__(self, *exception: object) -> None:
         self.metrics.close()
         self.tracker.close()
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
 
+@processes.joined()
 def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
     """Align a model as the settings say, and return what `summary.json` holds.
 
     Args:
         config: The settings; with `resume`, those stored in the run folder.
         resume: Go on with the run in `config.out`.
+
+    Returns:
+        The summary; of several processes, in the first one, and elsewhere nothing, for those end before the report.
 
     Raises:
         UserError: Anything that the user can mend; what was written before stays intact.
@@ -105,15 +119,15 @@ def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
         before, state = begin(this)
         state = train(this, state)
         load_best_adapter(this.folder, this.policy)
+        processes.check_same("adapter", lambda: adapter_digest(this.policy))
         after = held_out_evaluation(this, "after", state.step)
-        return finish(this, before, after, state, time.monotonic() - started)
+        return finish(this, before, after, state, time.monotonic() - started) if processes.part() else {}
 
 
 def open_run(config: AlignConfig, resume: bool) -> Run:
     """Load everything that a run needs, then make or reopen its folder."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Several processes are not supported yet; start one with python -m llm.align.")
-    if not resume and config.out:
+    processes.check_device(config.device)
+    if not resume and config.out and processes.is_first():
         check_free(Path(config.out))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -122,13 +136,16 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     policy = load_policy(config)
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
-    config = with_train_rows(config, policy, prompts.train, reward)
+    config = processes.from_first(functools.partial(with_train_rows, config, policy, prompts.train, reward))
     identity = _identity(config, policy, reward, prompts)
+    processes.check_same("model, reward, prompts or settings", lambda: identity)
     # A reward that fails does so here, before there is a run folder that would have to be removed.
     references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
-    folder, config = (Path(config.out), config) if resume else new_run(config, identity)
-    lock = lock_run(folder)
+    make = functools.partial(new_run, config, identity)
+    folder, config = (Path(config.out), config) if resume else processes.from_first(make)
+    lock = lock_run(folder) if processes.is_first() else None
     say(f"The run folder is {folder}.")
+    check_shared(folder)
     if resume:
         check_identity(folder, identity)
     reference_rewards = _fill_references(folder, config, policy, reward, prompts, references)
@@ -151,12 +168,15 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
 def begin(this: Run) -> tuple[list[EvalRecord], TrainerState]:
     """Evaluate the prior and write the first checkpoint, or restore the last one."""
     state = load_checkpoint(this.folder, this.policy, this.optimizer)
-    this.metrics.cut(state.metrics_bytes if state else 0)
+    processes.check_same("checkpoint", lambda: (state and state.step, adapter_digest(this.policy)))
+    if processes.is_first():
+        this.metrics.cut(state.metrics_bytes if state else 0)
     if state is not None:
         say(f"Going on at step {state.step} of {this.config.e * this.config.k}.")
         if state.best["step"] == state.step:
             publish(this, state)
-        return _as_records(ShardFolder(this.folder / "eval").read("before"), this.prompts.test), state
+        rows = processes.from_first(lambda: ShardFolder(this.folder / "eval").read("before"))
+        return _as_records(rows, this.prompts.test), state
     before = held_out_evaluation(this, "before", 0)
     _check_start(before)
     return before, keep_best(this, TrainerState(step=0, best={}, metrics_bytes=0))
@@ -212,7 +232,7 @@ def one_step(this: Run, buffer: list[ScoredGroup], log_goodness: Any, state: Tra
     last = step == config.e * config.k
     if last or step % config.validate_every == 0:
         state = keep_best(this, state)
-    if last or step % config.checkpoint_every == 0:
+    if step % config.checkpoint_every == 0 or step % config.k == 0:  # what a phase samples from is never lost
         state = checkpoint(this, state)
     return state
 
@@ -242,14 +262,17 @@ def validation(this: Run, state: TrainerState) -> dict[str, float]:
 
 def publish(this: Run, state: TrainerState) -> None:
     """Write the policy's adapter, which is the best so far, to `adapter/`."""
-    save_adapter(this.folder, this.policy, model_card(this.config, state.best))
+    if processes.is_first():
+        save_adapter(this.folder, this.policy, model_card(this.config, state.best))
 
 
 def checkpoint(this: Run, state: TrainerState) -> TrainerState:
     """Write a checkpoint that a run can go on from."""
-    this.metrics.flush_to_disk()
+    processes.check_same("adapter", lambda: adapter_digest(this.policy))
     state = TrainerState(state.step, state.best, this.metrics.size)
-    save_checkpoint(this.folder, this.policy, this.optimizer, state)
+    if processes.is_first():
+        this.metrics.flush_to_disk()
+        save_checkpoint(this.folder, this.policy, this.optimizer, state)
     return state
 
 
@@ -261,7 +284,7 @@ def held_out_evaluation(this: Run, name: str, step: int) -> list[EvalRecord]:
         records = evaluate(this.policy, this.prompts.test, this.reward, this.reference_rewards, this.config, "test")
         return [record.as_row() for record in records]
 
-    records = _as_records(ShardFolder(this.folder / "eval").once(name, make), this.prompts.test)
+    records = _as_records(ShardFolder(this.folder / "eval").once_together(name, make), this.prompts.test)
     values = {key: value["estimate"] for key, value in figures(records).items() if value}
     this.log("evaluation", step, when=name, **values)
     return records
@@ -288,9 +311,10 @@ def finish(
     return summary
 
 
+@processes.joined()
 def main(arguments: Sequence[str]) -> None:
     """Run the command line."""
-    command = parse_command(arguments)
+    command = processes.from_first(lambda: parse_command(arguments))
     config = command.settings
     if command.resume:
         stored = stored_config(Path(command.resume))
@@ -302,7 +326,10 @@ def main(arguments: Sequence[str]) -> None:
                 f"{', '.join('--' + name.replace('_', '-') for name in changed)}. Leave them out, or start a new run."
             )
     if command.dry_run:
+        from llm.plan import report_plan
+
         print(dump_config(config))
+        print(report_plan(config, command.gpu))
         return
     run(config, resume=bool(command.resume))
 
@@ -335,7 +362,7 @@ def _fill_references(
     """Give every held-out prompt a reference (the prior's own where the data has none) and return their rewards."""
     held_out = prompts.validation + prompts.test
     make = functools.partial(_make_references, config, policy, reward, held_out)
-    rows = ShardFolder(folder / "eval").once("references", lambda: references or make())
+    rows = ShardFolder(folder / "eval").once_together("references", lambda: references or make())
     texts = {row["prompt_id"]: row["reference"] for row in rows}
     prompts.counts["references_from_prior"] = sum(prompt.reference is None for prompt in held_out)
     prompts.validation = with_references(prompts.validation, texts)
@@ -352,10 +379,14 @@ def _make_references(
         sampled = sample_one_each(policy, missing, config, "reference")
     own = {completion.prompt_id: completion.text for completion in sampled}
     texts = [own[p.prompt_id] if p.reference is None else p.reference for p in prompts]
-    rewards = reward([prompt.text for prompt in prompts], texts)
+
+    def rewards(block: Sequence[tuple[Prompt, str]]) -> list[float]:
+        return [float(value) for value in reward([prompt.text for prompt, _ in block], [text for _, text in block])]
+
+    values = processes.dealt(list(zip(prompts, texts, strict=True)), config.sample_rows, rewards)
     return [
-        {"prompt_id": prompt.prompt_id, "reference": text, "reward": float(value)}
-        for prompt, text, value in zip(prompts, texts, rewards, strict=True)
+        {"prompt_id": prompt.prompt_id, "reference": text, "reward": value}
+        for prompt, text, value in zip(prompts, texts, values, strict=True)
     ]
 
 

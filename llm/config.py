@@ -21,7 +21,8 @@ from llm.plugins import load_callable
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
 GOODNESS = ("bradley_terry", "logistic")
-MAY_BE_ZERO = ("seed", "threads", "train_rows", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
+MAY_BE_ZERO = {"seed", "threads", "max_prompt_tokens", "train_rows", "warmup_steps", "weight_decay"}
+MAY_BE_ZERO |= {"adam_beta1", "adam_beta2"}
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 INPUTS = ("model", "prompts", "reward")
 
@@ -62,8 +63,9 @@ class AlignConfig:
     test_count: int = 256
     """Held-out prompts of the evaluation before and after."""
     prompt_overflow: Literal["error", "skip", "truncate"] = "error"
-    """What to do with a prompt that leaves no room for --max-new-tokens; truncate drops its beginning (in
-    tldr the post's end)."""
+    """What to do with a prompt that is too long; truncate drops its beginning (in tldr the post's end)."""
+    max_prompt_tokens: int = 0
+    """Longest prompt, in tokens; 0 takes all that --max-new-tokens leaves of the model's context."""
     max_new_tokens: int = 48
     """Longest completion, in tokens."""
 
@@ -142,7 +144,9 @@ class Command:
     resume: str = ""
     """A run folder to go on with, after any interruption."""
     dry_run: bool = False
-    """Print the resolved settings and stop."""
+    """Print the resolved settings and a plan (models, tokens, FLOPs, memory, disk, time) and stop."""
+    gpu: str = "a100-80"
+    """The GPU that --dry-run plans for: rtx-3090, rtx-4090, a10, l40s, a100-40, a100-80, h100 or h200."""
     settings: Annotated[AlignConfig, tyro.conf.arg(name="")] = AlignConfig()
     """The settings."""
 

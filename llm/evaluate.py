@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llm import statistics
+from llm import processes, statistics
 from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.logprob import score
@@ -33,19 +34,14 @@ def sample_one_each(policy: Policy, prompts: Sequence[Prompt], config: AlignConf
     Returns:
         A completion for each prompt, in order.
     """
-    completions = []
-    for start in range(0, len(prompts), config.sample_rows):
-        block = prompts[start : start + config.sample_rows]
-        groups = sample_groups(
-            policy,
-            block,
-            1,
-            draw=(config.seed, stage, 0),
-            max_new_tokens=config.max_new_tokens,
-            stop=config.stop,
-        )
-        completions += [group[0] for group in groups]
-    return completions
+    return processes.dealt(prompts, config.sample_rows, partial(_sampled, policy, config, stage))
+
+
+def _sampled(policy: Policy, config: AlignConfig, stage: str, prompts: Sequence[Prompt]) -> list[Completion]:
+    """Sample one completion of every prompt of a block."""
+    draw = (config.seed, stage, 0)
+    groups = sample_groups(policy, prompts, 1, draw=draw, max_new_tokens=config.max_new_tokens, stop=config.stop)
+    return [group[0] for group in groups]
 
 
 def evaluate(
@@ -69,16 +65,19 @@ def evaluate(
     Returns:
         A record for each prompt, in order.
     """
-    completions = sample_one_each(policy, prompts, config, stage)
-    pairs = list(zip(prompts, completions, strict=True))
-    log_policy = score(policy, pairs, config.sample_rows)
-    with policy.as_prior():
-        log_prior = score(policy, pairs, config.sample_rows)
-    rewards = reward([p.text for p in prompts], [c.text for c in completions])
-    return [
-        EvalRecord(p, c, p.reference or "", float(r), reference_rewards[p.prompt_id], None, None, lq, lp)
-        for (p, c), r, lq, lp in zip(pairs, rewards, log_policy, log_prior, strict=True)
-    ]
+
+    def work(block: Sequence[Prompt]) -> list[EvalRecord]:
+        pairs = list(zip(block, _sampled(policy, config, stage, block), strict=True))
+        log_policy = score(policy, pairs, config.sample_rows)
+        with policy.as_prior():
+            log_prior = score(policy, pairs, config.sample_rows)
+        rewards = reward([p.text for p, _ in pairs], [c.text for _, c in pairs])
+        return [
+            EvalRecord(p, c, p.reference or "", float(r), reference_rewards[p.prompt_id], None, None, lq, lp)
+            for (p, c), r, lq, lp in zip(pairs, rewards, log_policy, log_prior, strict=True)
+        ]
+
+    return processes.dealt(prompts, config.sample_rows, work)
 
 
 def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalRecord]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llm import processes
 from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.logprob import score
@@ -53,6 +54,8 @@ class Collector:
     def collect(self, phase: int, prompts: Sequence[Prompt], progress: Progress) -> list[ScoredGroup]:
         """Return a phase's scored groups; blocks that are in the run folder already are read from it.
 
+        Several processes take blocks in turn, and each returns the groups of all of them.
+
         Args:
             phase: 0 to e−1.
             prompts: The training prompts.
@@ -62,12 +65,19 @@ class Collector:
             UserError: A shard is damaged, or was sampled from another proposal than the current policy.
         """
         proposal = adapter_digest(self.policy)
-        groups = []
-        for block, members in enumerate(self._blocks(self.phase_prompts(phase, prompts))):
+        processes.check_same("adapter", lambda: proposal)
+        blocks = list(enumerate(self._blocks(self.phase_prompts(phase, prompts))))
+        own = blocks[processes.rank() :: processes.count()]
+        for block, members in own[:1]:
+            self._rollout_rows(phase, block, members, proposal)  # all sample while the first process's are compared
+        sampler_stands = processes.from_first(lambda: self._sampler_stands(phase, *blocks[0], proposal))
+        for block, members in own:
             rows = self._rollout_rows(phase, block, members, proposal)
-            groups += self._scored(phase, block, members, rows)
+            self._score_once(phase, block, members, rows, sampler_stands)
             progress(len(members))
-        return groups
+        self._wait_for_blocks(phase, [block for block, _ in blocks])
+        progress(sum(len(members) for _, members in blocks) - sum(len(members) for _, members in own))
+        return self.stored(phase, prompts)
 
     def stored(self, phase: int, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
         """Return the scored groups of a phase that was collected before.
@@ -117,13 +127,28 @@ class Collector:
         )
         return [completion_row(c) | {"proposal": proposal} for group in groups for c in group]
 
-    def _scored(self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]]) -> list[ScoredGroup]:
-        """Score a block, or read its scores."""
+    def _score_once(
+        self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]], sampler_stands: bool
+    ) -> None:
+        """Score a block, unless it was scored before."""
+        pairs = self._pairs(members, rows)
+        self._scores(phase).once(_block_name(block), lambda: self._score(phase, block, pairs, sampler_stands))
+
+    def _pairs(self, members: list[Prompt], rows: list[dict[str, Any]]) -> list[Pair]:
+        """The completions of a block, each with its prompt."""
         prompts = [prompt for prompt in members for _ in range(self.config.n)]
-        pairs = list(zip(prompts, map(_completion, rows), strict=True))
-        sampler_stands = self._sampler_stands(phase, pairs[: self.config.n])
-        scores = self._scores(phase).once(_block_name(block), lambda: self._score(phase, block, pairs, sampler_stands))
-        return self._joined(phase, block, members, rows, scores)
+        return list(zip(prompts, map(_completion, rows), strict=True))
+
+    def _wait_for_blocks(self, phase: int, blocks: list[int]) -> None:
+        """Wait until every process is done and the shards of all are seen here."""
+        processes.exchange(None)
+        names = {_block_name(block) for block in blocks}
+
+        def seen() -> bool:
+            return all(name in shards for shards in (self._rollouts(phase), self._scores(phase)) for name in names)
+
+        if processes.count() > 1:
+            processes.comes_true(seen)
 
     def _score(self, phase: int, block: int, pairs: list[Pair], sampler_stands: bool) -> list[dict[str, Any]]:
         """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
@@ -148,7 +173,7 @@ class Collector:
             for (p, c), prior, proposal, r in zip(pairs, log_prior, log_proposal, rewards.tolist(), strict=True)
         ]
 
-    def _sampler_stands(self, phase: int, group: list[Pair]) -> bool:
+    def _sampler_stands(self, phase: int, block: int, members: list[Prompt], proposal: str) -> bool:
         """Whether the sampler's own log q' stands for the scorer's in this phase, as its first group decided.
 
         Only in float32: in half precision a log-prob depends on how completions are batched.
@@ -157,6 +182,8 @@ class Collector:
             return False
 
         def compare() -> list[dict[str, Any]]:
+            rows = self._rollout_rows(phase, block, members, proposal)[: self.config.n]
+            group = self._pairs(members[:1], rows)
             scored = score(self.policy, group, self.config.sample_rows, temperature=self.config.sampling_temperature)
             gap = float(np.abs(np.array(scored) - [completion.sampler_log_prob for _, completion in group]).max())
             return [{"largest_difference": gap, "stands": gap <= SAMPLER_TOLERANCE}]

@@ -63,6 +63,7 @@ def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, contex
             f"--max-new-tokens {config.max_new_tokens}: leaves no room for a prompt in the model's context of "
             f"{context_length} tokens. Lower it."
         )
+    room = min(room, config.max_prompt_tokens or room)
     prompts = _shuffled(_read_prompts(config, config.prompts, "train", tokenizer, room, counts), config.seed)
     if config.test_prompts:
         held_out = _shuffled(_read_prompts(config, config.test_prompts, "test", tokenizer, room, counts), config.seed)
@@ -144,8 +145,8 @@ def _refuse_overflow(config: AlignConfig, length: int, room: int, place: str) ->
     """Refuse a prompt that leaves no room, unless the user said what to do with it."""
     if config.prompt_overflow == "error":
         raise UserError(
-            f"{place}: the prompt has {length} tokens and only {room} fit beside the "
-            "completion. Use --prompt-overflow skip or truncate, or lower --max-new-tokens."
+            f"{place}: the prompt has {length} tokens and only {room} fit beside the completion or are allowed. Use "
+            "--prompt-overflow skip or truncate, lower --max-new-tokens, or raise --max-prompt-tokens where it is set."
         )
 
 

@@ -6,12 +6,14 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import filelock
 
+from llm import processes
 from llm.config import AlignConfig, dump_config, load_config
 from llm.errors import UserError
 from llm.store import disk_errors, read_json, write_json, write_text
@@ -85,6 +87,28 @@ def new_run(config: AlignConfig, identity: Identity) -> tuple[Path, AlignConfig]
     write_json(folder / IDENTITY_FILE, vars(identity))
     write_text(folder / "config.yaml", dump_config(config))
     return folder, config
+
+
+def check_shared(folder: Path) -> None:
+    """Check that every process sees the run folder that the first one writes.
+
+    Raises:
+        UserError: One does not.
+    """
+    if processes.count() == 1:
+        return
+    sign = folder / processes.from_first(lambda: f".seen-{secrets.token_hex(8)}")
+    if processes.is_first():
+        write_text(sign, "")
+    processes.exchange(None)
+    blind = [place for place, seen in enumerate(processes.exchange(processes.comes_true(sign.exists))) if not seen]
+    if processes.is_first():
+        sign.unlink()
+    if blind:
+        raise UserError(
+            f"{folder}: process {blind[0]} does not see this folder. All processes need the same current directory and "
+            "a file system that their machines share."
+        )
 
 
 def check_free(folder: Path) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from llm import processes
 from llm.errors import UserError
-
-MANIFEST = "manifest.json"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -90,7 +89,9 @@ def damage_errors(path: Path) -> Iterator[None]:
 
 
 class ShardFolder:
-    """A folder of Parquet shards; a shard counts as written once the manifest has its checksum.
+    """A folder of Parquet shards; a shard counts as written once a manifest has its checksum.
+
+    Each of several processes writes a manifest of its own, so that none waits for another; all are read.
 
     Args:
         folder: The folder; made on the first write.
@@ -98,10 +99,9 @@ class ShardFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        manifest = folder / MANIFEST
-        self._checksums: dict[str, str] = read_json(manifest) if manifest.exists() else {}
-        if not isinstance(self._checksums, dict):
-            raise UserError(f"{manifest}: damaged, not a JSON object. Restore it from a copy, or start a new run.")
+        self._checksums: dict[str, str] = {}
+        for manifest in sorted(folder.glob("manifest*.json")):
+            self._checksums |= _manifest(manifest)
 
     def __contains__(self, name: str) -> bool:
         """Whether a shard was written."""
@@ -122,7 +122,7 @@ class ShardFolder:
         content = buffer.getvalue()
         write_whole(self.folder / f"{name}.parquet", content)
         self._checksums[name] = hashlib.sha256(content).hexdigest()
-        write_json(self.folder / MANIFEST, self._checksums)
+        write_json(self.folder / _manifest_name(), self._checksums)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of a shard.
@@ -155,6 +155,16 @@ class ShardFolder:
         if name not in self:
             self.write(name, make())
         return self.read(name)
+
+    def once_together(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Do the same in all processes at once: each of them makes the rows, the first one writes and reads them.
+
+        Args:
+            name: The shard.
+            make: Returns the same rows in every process.
+        """
+        rows = make() if processes.from_first(lambda: name not in self) else []
+        return processes.from_first(lambda: self.once(name, lambda: rows))
 
 
 class MetricsLog:
@@ -221,6 +231,19 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """
     with damage_errors(path):
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _manifest_name() -> str:
+    """The manifest that this process writes."""
+    return "manifest.json" if processes.is_first() else f"manifest-{processes.rank()}.json"
+
+
+def _manifest(path: Path) -> dict[str, str]:
+    """Read the checksums of one manifest."""
+    checksums = read_json(path)
+    if not isinstance(checksums, dict):
+        raise UserError(f"{path}: damaged, not a JSON object. Restore it from a copy, or start a new run.")
+    return checksums
 
 
 def _flush_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llm import processes
 from llm.config import AlignConfig
 from llm.errors import UserError
 
@@ -30,7 +31,7 @@ def check_tracker(name: str) -> None:
 
 
 class Tracker:
-    """Sends numbers to the tracker that `--tracker` names.
+    """Sends numbers to the tracker that `--tracker` names; of several processes, the first one does.
 
     Args:
         config: The run's settings.
@@ -39,7 +40,7 @@ class Tracker:
 
     def __init__(self, config: AlignConfig, folder: Path) -> None:
         self._accelerator: Any = None
-        if config.tracker == "none":
+        if config.tracker == "none" or not processes.is_first():
             return
         from accelerate import Accelerator
 
@@ -60,6 +61,6 @@ class Tracker:
             self._accelerator.log(numbers, step=step)
 
     def close(self) -> None:
-        """Flush and close."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+        """Flush and close; accelerate's own end of training would part the processes as well."""
+        for tracker in self._accelerator.trackers if self._accelerator is not None else ():
+            tracker.finish()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 import brain_core
+from llm import processes
 from llm.config import AlignConfig
 from llm.console import memory_errors
 from llm.errors import UserError
@@ -56,19 +58,23 @@ def train_step(
 ) -> StepStats:
     """Make one gradient step; the loss is a mean over the groups, however they are cut into forward passes.
 
+    Several processes take passes in turn, and their gradients are summed before the clipping: so every process makes
+    the same step, with the gradient and the diagnostics of the whole batch.
+
     Raises:
         UserError: The gradient is not finite, or is exactly 0 although the weights ask for a change; or memory ran out.
     """
     optimizer.zero_grad()
     rows, weight = config.train_rows, 1 / len(batch)
-    chunk = max(1, rows // config.n)
-    with memory_errors("training", f"Lower --train-rows {rows}, or use --activation-checkpointing."):
-        parts = [
-            accumulate_gradient(policy, batch[start : start + chunk], log_goodness, weight, rows=rows)
-            for start in range(0, len(batch), chunk)
-        ]
+    chunk = min(max(1, rows // config.n), math.ceil(len(batch) / processes.count()))
+
+    def work(groups: Sequence[ScoredGroup]) -> list[list[float]]:
+        with memory_errors("training", f"Lower --train-rows {rows}, or use --activation-checkpointing."):
+            return accumulate_gradient(policy, groups, log_goodness, weight, rows=rows).tolist()
+
+    diagnostics = torch.tensor(processes.dealt(batch, chunk, work), dtype=torch.float64).mean(0).tolist()
+    processes.sum_gradients(policy.parameters())
     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
-    diagnostics = torch.cat(parts).mean(0).tolist()
     _check_gradient(norm, total_variation=diagnostics[4])
     for settings in optimizer.param_groups:
         settings["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))

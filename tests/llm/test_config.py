@@ -314,7 +314,8 @@ def test_not_a_number_is_refused_from_every_source(tmp_path: Path) -> None:
     assert "--learning-rate nan" in refused("--learning-rate", "nan", *OWN)
 
 
-ZERO_IS_FINE = {"seed", "threads", "train_rows", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"}
+ZERO_IS_FINE = {"seed", "threads", "max_prompt_tokens", "train_rows", "warmup_steps", "weight_decay"}
+ZERO_IS_FINE |= {"adam_beta1", "adam_beta2"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +70,121 @@ def run_apart(
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
     return process.exitcode
+
+
+def _member(config: AlignConfig, folder: Path, place: dict[str, str], said: Path, sabotage: Any) -> None:
+    """Run as one of several processes, with what it says in a file."""
+    from llm.align import run
+    from llm.console import entry_point
+
+    os.environ.update(place)
+    os.chdir(folder)
+    sys.stderr = sys.stdout = open(said, "w")  # noqa: SIM115
+    if sabotage is not None:
+        sabotage()
+    resume = (Path(config.out) / "config.yaml").exists()
+    sys.exit(entry_point(lambda _: run(config, resume=resume) and None, []))
+
+
+def run_together(
+    config: AlignConfig, folder: Path, *, count: int = 2, sabotage: Callable[[], None] | None = None
+) -> tuple[list[int | None], list[str]]:
+    """Start or resume a run in several processes that find each other as a launcher's do.
+
+    Returns:
+        The exit status and the standard error of each.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llm.align", "runs"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        members = []
+        for rank in range(count):
+            place = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count),
+            }
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+            said = Path(scratch) / str(rank)
+            members.append(context.Process(target=_member, args=(config, folder, place, said, sabotage)))
+        for member in members:
+            member.start()
+        for member in members:
+            member.join(120)
+        return [member.exitcode for member in members], [path.read_text() for path in sorted(Path(scratch).iterdir())]
+
+
+class InDouble:
+    """Preparation: models in float64, which no setting asks for, then another preparation or sabotage."""
+
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.then = then
+
+    def __call__(self) -> None:
+        """Put it in place."""
+        import torch
+
+        from llm import models
+
+        models.DTYPES["float32"] = torch.float64
+        if self.then is not None:
+            self.then()
+
+
+class OnlyIn:
+    """Sabotage in one of several processes."""
+
+    def __init__(self, rank: int, sabotage: Callable[[], None]) -> None:
+        self.rank, self.sabotage = rank, sabotage
+
+    def __call__(self) -> None:
+        """Put it in place, in that process."""
+        if os.environ["RANK"] == str(self.rank):
+            self.sabotage()
+
+
+def fill_disk() -> None:
+    """Sabotage: the disk is full when a block is written."""
+    original = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if "block" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(source, target)
+
+    os.replace = full
+
+
+def crash() -> None:
+    """Sabotage: a mistake in the program."""
+    from llm import align
+
+    align.draw_batch = lambda *_: 1 / 0
+
+
+def come_apart() -> None:
+    """Sabotage: one weight of the adapter changes in a step."""
+    from llm import align
+
+    original = align.train_step
+
+    def step(policy: Any, *rest: Any) -> Any:
+        stats = original(policy, *rest)
+        policy.parameters()[0].data[0, 0] += 1e-6
+        return stats
+
+    align.train_step = step
+
+
+def see_nothing() -> None:
+    """Sabotage: files that others write are not seen."""
+    from llm import processes
+
+    processes.comes_true = lambda claim: False
 
 
 class KillAt:

@@ -1,0 +1,656 @@
+"""What a run will need, reckoned before anything is loaded: `python -m llm.align … --dry-run`.
+
+Sizes, FLOPs and the memory of a pass come from the model's own code and the run's own engine, run on tensors that have
+shapes and no data; tokens from the loops of Algorithm 1. Time is FLOPs over a share of a GPU's peak, which is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import peft
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPTJConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from llm import models, prefix_attention, sft_adapter, shared_prefix
+from llm.config import INPUTS, AlignConfig
+from llm.convert_reward import PUBLISHED, normal_form
+from llm.errors import UserError
+from llm.logprob import token_batch, token_log_probs
+from llm.memory import GIB, SHARES, PassCost, _Allocations, fitting_rows, made_up_pairs
+from llm.models import DTYPES, Policy
+from llm.prompts import load_prompts
+from llm.records import Pair
+from llm.rewards import CONFIG_KEY
+
+META = torch.device("meta")
+ATTENTION = "plan"
+NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+"""A weight in 4 bits, and its part of the doubly quantised scales."""
+PASS_SHARE = 0.4
+"""Assumed, not measured: the part of a GPU's peak that passes over many tokens reach."""
+SAMPLING_SHARE = 0.1
+"""Assumed, not measured: the part that sampling, a token of each completion at a time, reaches."""
+TERA = 1e12
+
+
+class Gpu(NamedTuple):
+    """A GPU as its maker describes it: TFLOPS of dense products in half and in single precision, and memory in GiB."""
+
+    half: float
+    single: float
+    gib: float
+
+
+GPUS = {
+    "rtx-3090": Gpu(71, 35.6, 24),
+    "rtx-4090": Gpu(165, 82.6, 24),
+    "a10": Gpu(125, 31.2, 24),
+    "l40s": Gpu(362, 91.6, 48),
+    "a100-40": Gpu(312, 19.5, 40),
+    "a100-80": Gpu(312, 19.5, 80),
+    "h100": Gpu(989, 67, 80),
+    "h200": Gpu(989, 67, 140),
+}
+
+KNOWN: dict[str, tuple[type[PreTrainedConfig], str]] = {
+    "huggyllama/llama-7b": (LlamaConfig, "float16"),
+    "CarperAI/openai_summarize_tldr_sft": (GPTJConfig, "float32"),
+    PUBLISHED["tldr"].repository: (GPTJConfig, "float16"),
+    PUBLISHED["dialogue"].repository: (GPTJConfig, "float32"),
+}
+"""Class and stored precision of the published models; the library's defaults for these classes are their very sizes."""
+KNOWN_ADAPTERS = {
+    "timdettmers/qlora-hh-rlhf-7b": peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=64,
+        lora_alpha=16,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )
+}
+
+
+class Lengths(NamedTuple):
+    """Tokens of prompts.
+
+    Attributes:
+        mean: Of the training prompts.
+        longest: Of the training prompts.
+        held_out: Mean of the validation and test prompts.
+        note: Where these are from.
+    """
+
+    mean: float
+    longest: int
+    held_out: float
+    note: str
+
+
+class Tokens(NamedTuple):
+    """Tokens that go through the models.
+
+    Attributes:
+        sampling: Policy, a token of each completion at a time after its prompt.
+        proposal: Policy, without gradient: log q' and the check of its consistency.
+        prior: Prior, without gradient.
+        reward: Reward model.
+        weights: Policy, without gradient: log q_θ of groups that do not fit into one training pass.
+        training: Policy, forward and backward.
+    """
+
+    sampling: float = 0
+    proposal: float = 0
+    prior: float = 0
+    reward: float = 0
+    weights: float = 0
+    training: float = 0
+
+    def plus(self, other: Tokens, times: float = 1) -> Tokens:
+        """Return the sum with so many times another's."""
+        return Tokens(*(mine + times * theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class RewardModel(NamedTuple):
+    """A reward's model: parameters, precision, bytes, and bytes of one of its passes; without any, a function."""
+
+    parameters: int = 0
+    dtype: torch.dtype = torch.float32
+    size: float = 0
+    activations: float = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; bytes are of one device.
+
+    Attributes:
+        config: The settings, with `train_rows` as reckoned.
+        lengths: Tokens of the prompts.
+        parameters: Of the base, by its configuration.
+        trained: Parameters of the policy's adapter.
+        reward: The reward model.
+        memory: Bytes by part: `base`, `policy`, `prior`, `optimiser`, `reward` stay; `sampling`, `scoring`, `rewarding`
+            and `training` come one after the other.
+        update: Tokens of one proposal update.
+        total: Tokens of the run, evaluations included.
+        flops: FLOPs of one token, by the names of `Tokens`.
+        disk: Bytes of the run folder.
+        notes: What was assumed.
+    """
+
+    config: AlignConfig
+    lengths: Lengths
+    parameters: int
+    trained: int
+    reward: RewardModel
+    memory: dict[str, float]
+    update: Tokens
+    total: Tokens
+    flops: Tokens
+    disk: float
+    notes: tuple[str, ...]
+
+    def peak(self) -> float:
+        """Return the bytes of what stays and of the largest of what comes and goes."""
+        passing = ("sampling", "scoring", "rewarding", "training")
+        kept = sum(size for name, size in self.memory.items() if name not in passing)
+        return kept + max(self.memory[name] for name in passing)
+
+    def seconds(self, tokens: Tokens, gpu: Gpu) -> float:
+        """Return the time of some tokens on a GPU, by the assumed shares of its peak."""
+        rates = [SAMPLING_SHARE, *[PASS_SHARE] * (len(tokens) - 1)]
+        parts = [count * flops / rate for count, flops, rate in zip(tokens, self.flops, rates, strict=True)]
+        of_reward = parts.pop(Tokens._fields.index("reward"))
+        of_policy = sum(parts) / _peak_rate(gpu, DTYPES[self.config.dtype])
+        return of_policy + of_reward / _peak_rate(gpu, self.reward.dtype)
+
+
+def _peak_rate(gpu: Gpu, dtype: torch.dtype) -> float:
+    """A GPU's FLOP/s in a precision; torch does not round float32 to TF32 unless told to."""
+    return TERA * (gpu.single if dtype == torch.float32 else gpu.half)
+
+
+def make_plan(config: AlignConfig, gpu: Gpu) -> Plan:
+    """Reckon what a run needs; of models, only configurations are read.
+
+    Args:
+        config: The run's settings.
+        gpu: Its memory decides on `train_rows`, where that is 0.
+
+    Raises:
+        UserError: A model's configuration cannot be had and is not known, or the prompts are wrong.
+    """
+    settings, known = model_settings(config.model, "--model")
+    policy, adapter_notes = skeleton(config, settings)
+    reward = reward_model(config, settings)
+    lengths = prompt_lengths(config, policy.context_length)
+    memory = _lasting_memory(policy, config) | {"reward": reward.size, "rewarding": reward.activations}
+    config = _with_rows(config, policy, lengths, gpu.gib * GIB * SHARES["cuda"] - sum(memory.values()))
+    memory |= _passing_memory(policy, config, lengths)
+    update, total = run_tokens(config, lengths, shares=policy.shares_prompts, has_reward=reward.parameters > 0)
+    trained = sum(parameter.numel() for parameter in policy.parameters())
+    return Plan(
+        config,
+        lengths,
+        sum(p.numel() for name, p in policy.model.named_parameters() if "lora_" not in name),
+        trained,
+        reward,
+        memory,
+        update,
+        total,
+        _token_flops(policy, config, lengths, reward.parameters),
+        _disk(config, trained),
+        tuple(note for note in (known, *adapter_notes, reward.note, lengths.note) if note),
+    )
+
+
+def model_settings(source: str, option: str) -> tuple[PreTrainedConfig, str]:
+    """Return a model's configuration, and a note where it is the one known for a published model.
+
+    Args:
+        source: A directory or hub name, with @REVISION or without.
+        option: The option that names it, for the message.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    name = source.partition("@")[0]
+    if name in KNOWN and not Path(source).exists():
+        kind, dtype = KNOWN[name]
+        return kind(dtype=dtype), f"{source}: by the published sizes; its files were not looked at."
+    return models.load_pretrained(AutoConfig, source, option=option), ""
+
+
+def skeleton(config: AlignConfig, settings: PreTrainedConfig) -> tuple[Policy, list[str]]:
+    """Build the policy without data: every tensor has a shape only.
+
+    Args:
+        config: The run's settings.
+        settings: The base's configuration.
+
+    Returns:
+        the policy, with the SFT adapter under it where the policy computes with both, and notes.
+    """
+    lora, frozen, notes = _adapters(config)
+    with META:
+        base = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[config.dtype])
+        base.eval().requires_grad_(False)
+        if config.activation_checkpointing:
+            models._checkpoint_activations(base, config.model)
+        model = sft_adapter.put_on(base, lora).eval()
+        if frozen is not None:
+            _add_frozen(model, frozen)
+    shares = config.engine == "shared-prefix" and not prefix_attention.attach(base)
+    if not shares and base.config.model_type != "gptj":
+        base.set_attn_implementation(ATTENTION)
+    context = models._context_length(base, config)
+    return Policy(model, cast(Any, None), (), context, "", shares), notes
+
+
+def _adapters(config: AlignConfig) -> tuple[peft.LoraConfig, peft.LoraConfig | None, list[str]]:
+    """The policy's LoRA, the SFT adapter's if the policy computes with both, and notes."""
+    targets: str | list[str] = config.lora_targets
+    if targets != "all-linear":
+        targets = [name.strip() for name in config.lora_targets.split(",")]
+    fresh = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=targets
+    )
+    if not config.sft_adapter or config.sft_mode == "merge":
+        return fresh, None, []
+    stored, notes = _stored_adapter(config.sft_adapter)
+    return (stored, None, notes) if config.sft_mode == "copy" else (fresh, stored, notes)
+
+
+def _stored_adapter(source: str) -> tuple[peft.LoraConfig, list[str]]:
+    """An SFT adapter's settings, without dropout."""
+    if source in KNOWN_ADAPTERS and not Path(source).exists():
+        return KNOWN_ADAPTERS[source], [f"{source}: by the published sizes; its files were not looked at."]
+    stored = models.load_pretrained(peft.PeftConfig, source, option="--sft-adapter")
+    stored.lora_dropout, stored.inference_mode, stored.base_model_name_or_path = 0.0, False, None
+    return stored, []
+
+
+def _add_frozen(model: peft.PeftModel, settings: peft.LoraConfig) -> None:
+    """Put the SFT adapter under the policy's, frozen."""
+    model.add_adapter(sft_adapter.SFT, settings)
+    model.base_model.set_adapter([sft_adapter.SFT, sft_adapter.POLICY])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{sft_adapter.POLICY}." in name)
+
+
+def _flash(
+    module: torch.nn.Module, query: Any, key: Any, value: Any, mask: object, scaling: float | None = None, **_: object
+) -> tuple[torch.Tensor, None]:
+    """Attention that keeps no scores, as kernels of GPUs do; of tensors without data the library's own would."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(repeats, 1) for states in (key, value))
+    out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scaling)[0]
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _flash)
+
+
+def log_probs(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Do what `llm.logprob.sequence_log_probs` does, with a policy without data."""
+    if not (policy.shares_prompts and shared_prefix.pays(policy.base, pairs)):
+        return token_log_probs(policy, token_batch(pairs, META)).double().sum(-1)
+    row = shared_prefix.flat_row(pairs, torch.device("cpu"))  # boolean indices need data
+    prompts, completions, home = (part.to(META) for part in row.layout[:3])
+    layout = prefix_attention.Layout(prompts, completions, home, row.layout.spans)
+    attend = partial(prefix_attention.flat_attention, layout=layout)
+    hidden = shared_prefix.hidden_states(policy.base, row.input_ids.to(META), row.position_ids.to(META), attend)
+    sources, targets = (part[row.mask].to(META) for part in (row.sources, row.targets))
+    return shared_prefix._of_head(policy.base.get_output_embeddings(), hidden, sources, targets, 1.0).double()
+
+
+def training_peaks(policy: Policy, pairs: Sequence[Pair]) -> tuple[int, int]:
+    """Return the bytes at the peaks of a forward and of a backward pass, as `llm.memory.peak_bytes` measures them."""
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with _Allocations(META) as allocations:
+        total = log_probs(policy, pairs).sum()
+        forward, allocations.peak = allocations.peak, allocations.now
+        total.backward()
+    for parameter in policy.parameters():
+        parameter.grad = None
+    return forward, allocations.peak
+
+
+def _peak(work: Callable[[], object]) -> int:
+    """Bytes at the peak of a call without gradient."""
+    with torch.no_grad(), _Allocations(META) as allocations:
+        work()
+    return allocations.peak
+
+
+def _flops(work: Callable[[], object]) -> int:
+    """FLOPs of a call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def reward_model(config: AlignConfig, policy_settings: PreTrainedConfig) -> RewardModel:
+    """Reckon what the reward needs.
+
+    Args:
+        config: The run's settings.
+        policy_settings: The policy's configuration; a text that fits it is reckoned with, up to the reward's own limit.
+
+    Raises:
+        UserError: The model's configuration cannot be had.
+    """
+    if ":" in config.reward and not Path(config.reward).exists():
+        return RewardModel(note=f"{config.reward}: a function; what it needs is not known.")
+    if Path(config.reward).exists():
+        normal_form(config.reward)  # says what to do with a raw checkpoint
+    settings, note = model_settings(config.reward, "--reward")
+    has_recipe = config.reward.partition("@")[0] in KNOWN or hasattr(settings, CONFIG_KEY)
+    dtype = (settings.dtype or torch.float32) if has_recipe else torch.float32
+    settings.num_labels = 1
+    with META:
+        model = AutoModelForSequenceClassification.from_config(settings, dtype=dtype).eval()
+    length = min(_room(config, _context(policy_settings)) + config.max_new_tokens + 1, _context(settings))
+    ids = torch.zeros(config.sample_rows, length, dtype=torch.long, device=META)
+    if model.config.model_type != "gptj":
+        model.set_attn_implementation(ATTENTION)
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    activations = _peak(lambda: model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False))
+    return RewardModel(sum(p.numel() for p in model.parameters()), dtype, size, activations, note)
+
+
+def _context(settings: PreTrainedConfig) -> int:
+    """Tokens that a model can hold."""
+    text = settings.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or text.n_positions)
+
+
+def _room(config: AlignConfig, context: int) -> int:
+    """Most tokens of a prompt."""
+    room = context - config.max_new_tokens
+    return min(room, config.max_prompt_tokens or room)
+
+
+def prompt_lengths(config: AlignConfig, context: int) -> Lengths:
+    """Return the lengths of the prompts: read where they are files and the tokenizer can be had, else as many as fit.
+
+    Args:
+        config: The run's settings.
+        context: Tokens that the model can hold.
+
+    Raises:
+        UserError: The prompts' file is wrong.
+    """
+    room = _room(config, context)
+    source = config.tokenizer or config.model
+    if not Path(config.prompts).is_file() or (config.test_prompts and not Path(config.test_prompts).is_file()):
+        note = f"Prompts were not read, for {config.prompts} is no file; each is reckoned with {room} tokens, the most."
+        return Lengths(room, room, room, note)
+    try:
+        tokenizer = models.load_pretrained(AutoTokenizer, source)
+    except UserError:
+        note = f"Prompts were not read, for the tokenizer {source} cannot be had here; each counts {room} tokens."
+        return Lengths(room, room, room, note)
+    sets = load_prompts(config, tokenizer, context)
+    train = [len(prompt.token_ids) for prompt in sets.train]
+    held_out = [len(prompt.token_ids) for prompt in sets.validation + sets.test]
+    return Lengths(sum(train) / len(train), max(train), sum(held_out) / len(held_out), "")
+
+
+def run_tokens(config: AlignConfig, lengths: Lengths, *, shares: bool, has_reward: bool) -> tuple[Tokens, Tokens]:
+    """Return the tokens of one proposal update and of the run, if every completion has full length.
+
+    Args:
+        config: The settings, `train_rows` among them.
+        lengths: Tokens of the prompts.
+        shares: Whether completions of one prompt share its forward pass.
+        has_reward: Whether the reward is a model.
+    """
+    n, length, prompt = config.n, config.max_new_tokens, lengths.mean
+    pair = prompt + length
+    group = prompt + n * length if shares else n * pair
+    parts = math.ceil(n / config.train_rows)
+    in_parts = parts * prompt + n * length if shares else n * pair
+    proposal = (1 if config.dtype == "float32" else config.m) * group + n * pair  # the check scores single rows
+    groups = config.k * config.batch
+    update = Tokens(
+        sampling=config.m * (prompt + n * (length - 1)),
+        proposal=proposal,
+        prior=config.m * group,
+        reward=config.m * n * (pair + 1) * has_reward,
+        weights=groups * in_parts if parts > 1 else 0,
+        training=groups * (in_parts if parts > 1 else group),
+    )
+    return update, Tokens().plus(update, config.e).plus(_held_out_tokens(config, lengths, has_reward))
+
+
+def _held_out_tokens(config: AlignConfig, lengths: Lengths, has_reward: bool) -> Tokens:
+    """Tokens of all evaluations and validations, and of the references' rewards."""
+    steps = config.e * config.k
+    validations = 1 + steps // config.validate_every + (steps % config.validate_every > 0)
+    prompts = validations * config.validation_count + 2 * config.test_count
+    pair = lengths.held_out + config.max_new_tokens
+    rewarded = prompts + config.validation_count + config.test_count
+    return Tokens(prompts * (pair - 1), prompts * pair, prompts * pair, rewarded * (pair + 1) * has_reward)
+
+
+def _token_flops(policy: Policy, config: AlignConfig, lengths: Lengths, reward_parameters: int) -> Tokens:
+    """FLOPs of one token: of the policy by passes of a mean group, of the reward 2 for each parameter."""
+    prompt, rows = max(1, round(lengths.mean)), min(config.n, config.train_rows)
+    pairs = made_up_pairs(prompt, config.max_new_tokens, 1, rows)
+    shared = prompt + rows * config.max_new_tokens
+    tokens = shared if policy.shares_prompts and rows > 1 else rows * (prompt + config.max_new_tokens)
+    with torch.no_grad():
+        forward = _flops(lambda: log_probs(policy, pairs)) / tokens
+    both = _flops(lambda: log_probs(policy, pairs).sum().backward()) / tokens
+    for parameter in policy.parameters():
+        parameter.grad = None
+    return Tokens(forward, forward, forward, 2 * reward_parameters, forward, both)
+
+
+def _lasting_memory(policy: Policy, config: AlignConfig) -> dict[str, float]:
+    """Bytes that stay on the device for the whole run."""
+    trained = sum(parameter.nbytes for parameter in policy.parameters())
+    lora = sum(p.nbytes for name, p in policy.model.named_parameters() if "lora_" in name)
+    copied = trained if config.sft_adapter and config.sft_mode == "copy" else 0
+    return {"base": base_bytes(policy, config), "policy": trained, "prior": lora - trained + copied} | {
+        "optimiser": 3 * trained
+    }
+
+
+def base_bytes(policy: Policy, config: AlignConfig) -> float:
+    """Return the bytes of the base's weights.
+
+    Args:
+        policy: The policy, without data or with.
+        config: The run's settings.
+    """
+    weights = {name: p for name, p in policy.base.named_parameters() if "lora_" not in name}
+    buffers = sum(buffer.nbytes for buffer in policy.base.buffers())
+    packed = _quantized(policy.base) if config.quantization == "nf4" else set()
+    sizes = (p.numel() * NF4_BYTES if name in packed else p.nbytes for name, p in weights.items())
+    return sum(sizes) + buffers
+
+
+def _quantized(base: PreTrainedModel) -> set[str]:
+    """The names of the weights that are kept in 4 bits: all linear ones but the head's."""
+    head = base.get_output_embeddings()
+    linear = ((name, m) for name, m in base.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    return {f"{name}.weight" for name, module in linear if module is not head and "lora_" not in name}
+
+
+def _with_rows(config: AlignConfig, policy: Policy, lengths: Lengths, budget: float) -> AlignConfig:
+    """The settings with `train_rows` as the run would choose it on a device with so many bytes left for a pass."""
+    if config.train_rows:
+        return config
+    few = 2 if not policy.shares_prompts else max(4, 2 * math.ceil(config.n / 8))
+    shapes = ((1, few), (1, 2 * few), (2, few))
+    pairs = [made_up_pairs(lengths.longest, config.max_new_tokens, *shape) for shape in shapes]
+    costs = [_cost(peaks, few) for peaks in zip(*(training_peaks(policy, p) for p in pairs), strict=True)]
+    return replace(config, train_rows=min(fitting_rows(cost, budget, config.n, config.batch) for cost in costs))
+
+
+def _cost(peaks: tuple[int, ...], few: int) -> PassCost:
+    """The cost that explains the bytes of `few` completions of one prompt, of twice as many, and of two prompts."""
+    base, more_completions, more_groups = peaks
+    per_completion, per_group = (more_completions - base) / few, max(0, more_groups - base)
+    return PassCost(max(0.0, base - per_group - few * per_completion), per_group, per_completion)
+
+
+def _passing_memory(policy: Policy, config: AlignConfig, lengths: Lengths) -> dict[str, float]:
+    """Bytes at the peaks of sampling, scoring and training."""
+    groups = max(1, config.sample_rows // config.n)
+    scored = made_up_pairs(lengths.longest, config.max_new_tokens, groups, groups * config.n)
+    trained_groups = max(1, config.train_rows // config.n)
+    rows = trained_groups * min(config.n, config.train_rows)
+    trained = made_up_pairs(lengths.longest, config.max_new_tokens, trained_groups, rows)
+    return {
+        "sampling": sampling_bytes(policy, config, lengths.longest),
+        "scoring": _peak(lambda: log_probs(policy, scored)),
+        "training": max(training_peaks(policy, trained)),
+    }
+
+
+def sampling_bytes(policy: Policy, config: AlignConfig, longest: int) -> float:
+    """Return the bytes of the keys and values of one block of groups, and of its logits while a token is drawn.
+
+    Args:
+        policy: The policy.
+        config: The run's settings.
+        longest: Tokens of the longest prompt.
+    """
+    settings = policy.base.config.get_text_config()
+    groups = max(1, config.sample_rows // config.n)
+    rows = groups * config.n
+    kept = groups * longest if policy.shares_prompts else rows * longest
+    heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    in_full = policy.shares_prompts and settings.model_type == "gptj"  # whose attention computes in float32
+    width = 4 if in_full else torch.finfo(DTYPES[config.dtype]).bits // 8
+    cache = 2 * settings.num_hidden_layers * heads * size * width * (kept + rows * config.max_new_tokens)
+    return cache + 12 * rows * settings.vocab_size
+
+
+def _disk(config: AlignConfig, trained: int) -> float:
+    """Bytes of the run folder: completions with ids, text and scores, two checkpoints with AdamW's state, adapter."""
+    completions = config.e * config.m * config.n + 3 * config.test_count
+    return completions * (12 * config.max_new_tokens + 100) + (2 * 3 + 1) * 4 * trained
+
+
+def report_plan(config: AlignConfig, gpu: str) -> str:
+    """Return what `--dry-run` says beside the settings.
+
+    Args:
+        config: The run's settings; where its inputs are still to be prepared, the text says so instead.
+        gpu: The name of a GPU.
+
+    Raises:
+        UserError: As for `make_plan`, or there is no such GPU.
+    """
+    find_gpu(gpu)
+    if missing := [f"--{name}" for name in INPUTS if not getattr(config, name)]:
+        return (
+            f"No plan: {', '.join(missing)} would be prepared first. Run once, then plan with the run's own settings: "
+            "--config RUN/config.yaml --dry-run."
+        )
+    return describe(make_plan(config, find_gpu(gpu)), gpu)
+
+
+def find_gpu(name: str) -> Gpu:
+    """Return a GPU by its name.
+
+    Raises:
+        UserError: It is not in the table.
+    """
+    if name not in GPUS:
+        raise UserError(f"--gpu {name}: not in the table. There are: {', '.join(GPUS)}.")
+    return GPUS[name]
+
+
+def describe(plan: Plan, name: str) -> str:
+    """Return a plan as text.
+
+    Args:
+        plan: The plan.
+        name: The GPU that times are for.
+    """
+    gpu, config = find_gpu(name), plan.config
+    needed, offered = plan.peak() / GIB, gpu.gib * SHARES["cuda"]
+    verdict = "fits" if needed <= offered else "does NOT fit"
+    return "\n".join(
+        [
+            "Plan (every figure is computed, none is measured)",
+            f"models: base {plan.parameters:,} parameters, policy's adapter {plan.trained:,}, reward model "
+            f"{plan.reward.parameters:,}"
+            + (f" in {str(plan.reward.dtype).removeprefix('torch.')}" if plan.reward.size else ""),
+            f"prompts: {plan.lengths.mean:.0f} tokens on average, {plan.lengths.longest} at most; completions of "
+            f"{config.max_new_tokens}; training passes of {config.train_rows} completions",
+            "",
+            *_memory_lines(plan),
+            f"peak: {needed:.1f} GiB; {name} has {gpu.gib:.0f}, of which {offered:.1f} are planned with: {verdict}",
+            "",
+            *_token_lines(plan, gpu),
+            f"time on a {name}: {plan.seconds(plan.update, gpu) / 3600:.1f} h a proposal update, "
+            f"{plan.seconds(plan.total, gpu) / 3600:.1f} h in total, at the "
+            f"published {gpu.half:g} TFLOPS ({gpu.single:g} in float32) times an assumed {PASS_SHARE} "
+            f"({SAMPLING_SHARE} in sampling)",
+            f"disk: {plan.disk / GIB:.1f} GiB for the run folder, besides the models' files",
+            *(f"note: {note}" for note in plan.notes),
+        ]
+    )
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    """Memory by part."""
+    labels = {
+        "base": "base's weights",
+        "policy": "policy's adapter",
+        "prior": "frozen SFT adapter",
+        "optimiser": "gradient and AdamW's state",
+        "reward": "reward model",
+        "sampling": "then sampling: keys and values, logits",
+        "scoring": "or scoring: activations",
+        "rewarding": "or rewards: activations",
+        "training": "or a training pass: activations",
+    }
+    rows = [f"{label:42}{plan.memory[key] / GIB:10.3f}" for key, label in labels.items()]
+    return [f"{'memory of one device':42}{'GiB':>10}", *rows]
+
+
+def _token_lines(plan: Plan, gpu: Gpu) -> list[str]:
+    """Tokens, FLOPs and time by use."""
+    labels = (
+        "policy, sampling",
+        "policy, scoring",
+        "prior, scoring",
+        "reward model",
+        "policy, weights",
+        "policy, training",
+    )
+    head = f"{'tokens through':20}{'an update':>16}{'in total':>16}{'TFLOP in total':>18}{'hours':>8}"
+    lines = [head]
+    for index, label in enumerate(labels):
+        only = Tokens(**{Tokens._fields[index]: plan.total[index]})
+        flops = plan.total[index] * plan.flops[index] / TERA
+        hours = plan.seconds(only, gpu) / 3600
+        lines.append(f"{label:20}{plan.update[index]:16,.0f}{plan.total[index]:16,.0f}{flops:18,.0f}{hours:8.1f}")
+    return lines
