@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -159,7 +160,7 @@ def peak_bytes(policy: Policy, pairs: list[Pair]) -> tuple[int, int]:
     """
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with _Allocations(policy.device) as allocations:
+    with Allocations(policy.device) as allocations:
         total = sequence_log_probs(policy, pairs).sum()
         forward, allocations.peak = allocations.peak, allocations.now
         total.backward()
@@ -168,7 +169,7 @@ def peak_bytes(policy: Policy, pairs: list[Pair]) -> tuple[int, int]:
     return forward, allocations.peak
 
 
-class _Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):
     """Counts the bytes of the tensors that are made on a device within this context while they live."""
 
     def __init__(self, device: torch.device) -> None:
@@ -215,7 +216,8 @@ def _total_memory(device: torch.device) -> float:
     """Bytes of memory of a GPU, else of this computer or the container that it is."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(int(psutil.virtual_memory().total), *map(_limit, CONTAINER_LIMITS))
+    total = min(int(psutil.virtual_memory().total), *map(_limit, CONTAINER_LIMITS))
+    return total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of one run share it
 
 
 def _limit(path: str) -> float:

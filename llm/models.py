@@ -117,13 +117,13 @@ def load_policy(config: AlignConfig) -> Policy:
     adapter = sft_adapter.requested_adapter(config)
     base = load_base(config.model, config)
     if config.activation_checkpointing:
-        _checkpoint_activations(base, config.model)
+        checkpoint_activations(base, config.model)
     tokenizer = load_tokenizer(base, config)
     return Policy(
         model=_with_adapters(base, adapter, config),
         tokenizer=tokenizer,
         end_ids=_end_ids(base, tokenizer, config.model),
-        context_length=_context_length(base, config),
+        context_length=context_length_of(base, config),
         identity=model_fingerprint(
             config.model, _revision(base), config.dtype, config.quantization, *_additions(tokenizer, adapter, config)
         ),
@@ -360,7 +360,7 @@ def _revision(model: PreTrainedModel) -> str:
     return str(getattr(model.config, "_commit_hash", None) or "")
 
 
-def _context_length(model: PreTrainedModel, config: AlignConfig) -> int:
+def context_length_of(model: PreTrainedModel, config: AlignConfig) -> int:
     """Tokens that the model can hold."""
     settings = model.config.get_text_config()
     length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
@@ -378,7 +378,7 @@ def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _checkpoint_activations(model: PreTrainedModel, source: str) -> None:
+def checkpoint_activations(model: PreTrainedModel, source: str) -> None:
     """Let each layer keep only its input for the backward pass and compute the rest again.
 
     The library's own switch works in training mode only, where dropout would be on, and stops keys and values from

@@ -34,7 +34,7 @@ from llm.config import INPUTS, AlignConfig
 from llm.convert_reward import PUBLISHED, normal_form
 from llm.errors import UserError
 from llm.logprob import token_batch, token_log_probs
-from llm.memory import GIB, SHARES, PassCost, _Allocations, fitting_rows, made_up_pairs
+from llm.memory import GIB, SHARES, Allocations, PassCost, fitting_rows, made_up_pairs
 from llm.models import DTYPES, Policy
 from llm.prompts import load_prompts
 from llm.records import Pair
@@ -254,14 +254,14 @@ def skeleton(config: AlignConfig, settings: PreTrainedConfig) -> tuple[Policy, l
         base = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[config.dtype])
         base.eval().requires_grad_(False)
         if config.activation_checkpointing:
-            models._checkpoint_activations(base, config.model)
+            models.checkpoint_activations(base, config.model)
         model = sft_adapter.put_on(base, lora).eval()
         if frozen is not None:
             _add_frozen(model, frozen)
     shares = config.engine == "shared-prefix" and not prefix_attention.attach(base)
     if not shares and base.config.model_type != "gptj":
         base.set_attn_implementation(ATTENTION)
-    context = models._context_length(base, config)
+    context = models.context_length_of(base, config)
     return Policy(model, cast(Any, None), (), context, "", shares), notes
 
 
@@ -319,14 +319,14 @@ def log_probs(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
     attend = partial(prefix_attention.flat_attention, layout=layout)
     hidden = shared_prefix.hidden_states(policy.base, row.input_ids.to(META), row.position_ids.to(META), attend)
     sources, targets = (part[row.mask].to(META) for part in (row.sources, row.targets))
-    return shared_prefix._of_head(policy.base.get_output_embeddings(), hidden, sources, targets, 1.0).double()
+    return shared_prefix.head_log_probs(policy.base.get_output_embeddings(), hidden, sources, targets, 1.0).double()
 
 
 def training_peaks(policy: Policy, pairs: Sequence[Pair]) -> tuple[int, int]:
     """Return the bytes at the peaks of a forward and of a backward pass, as `llm.memory.peak_bytes` measures them."""
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with _Allocations(META) as allocations:
+    with Allocations(META) as allocations:
         total = log_probs(policy, pairs).sum()
         forward, allocations.peak = allocations.peak, allocations.now
         total.backward()
@@ -337,7 +337,7 @@ def training_peaks(policy: Policy, pairs: Sequence[Pair]) -> tuple[int, int]:
 
 def _peak(work: Callable[[], object]) -> int:
     """Bytes at the peak of a call without gradient."""
-    with torch.no_grad(), _Allocations(META) as allocations:
+    with torch.no_grad(), Allocations(META) as allocations:
         work()
     return allocations.peak
 

@@ -69,7 +69,9 @@ def token_log_probs(model: PreTrainedModel, pairs: Sequence[Pair], temperature: 
     row = flat_row(pairs, model.device)
     attend = partial(flat_attention, layout=row.layout)
     hidden = hidden_states(model, row.input_ids, row.position_ids, attend)
-    found = _of_head(model.get_output_embeddings(), hidden, row.sources[row.mask], row.targets[row.mask], temperature)
+    found = head_log_probs(
+        model.get_output_embeddings(), hidden, row.sources[row.mask], row.targets[row.mask], temperature
+    )
     return torch.zeros(row.mask.shape, dtype=found.dtype, device=found.device).masked_scatter(row.mask, found)
 
 
@@ -83,7 +85,7 @@ def hidden_states(
     ).last_hidden_state[0]
 
 
-def _of_head(
+def head_log_probs(
     head: torch.nn.Module, hidden: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """Log-probs (M,) of tokens from the hidden states (T, d) at their sources, in chunks of bounded memory."""

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from random_llama import Phases, Shape
 
 from llm.config import AlignConfig, parse_command
-from llm.memory import GIB, _Allocations
+from llm.memory import GIB, Allocations
 from llm.models import Policy, load_policy
 from llm.plan import GPUS, Plan, make_plan
 
@@ -124,7 +124,7 @@ class Meter:
 
     def _peak(self, work: Callable[[], object]) -> float:
         if self._device.type != "cuda":
-            with _Allocations(self._device) as allocations:
+            with Allocations(self._device) as allocations:
                 work()
             return allocations.peak
         before = torch.cuda.memory_allocated(self._device)

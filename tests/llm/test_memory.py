@@ -135,6 +135,12 @@ def test_a_containers_limit_counts_where_it_is_lower(
         assert pass_budget(policy, Free()) == pytest.approx(whole - (total - expected) / 2)
 
 
+def test_processes_of_one_run_share_the_computers_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pass_budget(policy, Free())
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert pass_budget(policy, Free()) < 0.6 * whole
+
+
 class Free:
     """A reward without a model."""
 
