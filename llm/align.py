@@ -121,14 +121,15 @@ def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
         load_best_adapter(this.folder, this.policy)
         processes.check_same("adapter", lambda: adapter_digest(this.policy))
         after = held_out_evaluation(this, "after", state.step)
+        this.tracker.close()  # which asks accelerate for the processes, and so comes before they part
         return finish(this, before, after, state, time.monotonic() - started) if processes.part() else {}
 
 
 def open_run(config: AlignConfig, resume: bool) -> Run:
     """Load everything that a run needs, then make or reopen its folder."""
     processes.check_device(config.device)
-    if not resume and config.out and processes.is_first():
-        check_free(Path(config.out))
+    if not resume and config.out:
+        processes.from_first(lambda: check_free(Path(config.out)))
     if config.threads:
         torch.set_num_threads(config.threads)
     say(f"Loading {config.model}, {config.reward} and {config.prompts}.")

@@ -89,7 +89,7 @@ class ConvertConfig:
     base: str = BASE
     """Directory or hub name with the config.json and the tokenizer of the GPT-J that was trained."""
     max_length: int | None = None
-    """Longest text in tokens, 558 (tldr) or 1024 (dialogue) unless given; what is longer is cut as in training."""
+    """Longest text in tokens, 558 (tldr) or 1024 (dialogue) unless given; more is cut, tldr at the end."""
     double_space: bool = False
     """For tldr: two spaces behind "TL;DR:", as in most of its training rows, instead of one, as when it was used."""
 

@@ -121,17 +121,22 @@ def pass_costs(policy: Policy, prompt_length: int, length: int, n: int) -> list[
     Raises:
         UserError: There is not even memory for these.
     """
-    few = _few(policy, length, n)
+    few = few_rows(policy, length, n)
     with memory_errors("measuring what a training pass needs", "Set --train-rows, or use --activation-checkpointing."):
         peaks = [
             peak_bytes(policy, made_up_pairs(prompt_length, length, groups, rows))
             for groups, rows in ((1, few), (1, 2 * few), (2, few))
         ]
-    return [_cost(measured, few) for measured in zip(*peaks, strict=True)]
+    return [cost_of(measured, few) for measured in zip(*peaks, strict=True)]
 
 
-def _cost(measured: tuple[int, ...], few: int) -> PassCost:
-    """The cost that explains the bytes of `few` completions of one prompt, of twice as many, and of two prompts."""
+def cost_of(measured: tuple[int, ...], few: int) -> PassCost:
+    """Return the cost that explains three measured passes.
+
+    Args:
+        measured: Bytes of `few` completions of one prompt, of twice as many, and of as many of two prompts.
+        few: That number.
+    """
     base, more_completions, more_groups = measured
     per_completion, per_group = (more_completions - base) / few, max(0, more_groups - base)
     return PassCost(max(0.0, base - per_group - few * per_completion), per_group, per_completion)
@@ -204,8 +209,14 @@ class Allocations(TorchDispatchMode):
         del self._known[key]
 
 
-def _few(policy: Policy, length: int, n: int) -> int:
-    """An even number of completions for a small pass, so many that the engine's chunks of logits reach full size."""
+def few_rows(policy: Policy, length: int, n: int) -> int:
+    """Return an even number of completions for a small pass, so many that chunks of logits reach full size.
+
+    Args:
+        policy: The policy.
+        length: Tokens of a completion.
+        n: Completions of a group.
+    """
     if not policy.shares_prompts:
         return 2
     tokens = 2 * shared_prefix.LOGITS_AT_ONCE / policy.base.config.get_text_config().vocab_size

@@ -34,7 +34,7 @@ from llm.config import INPUTS, AlignConfig
 from llm.convert_reward import PUBLISHED, normal_form
 from llm.errors import UserError
 from llm.logprob import token_batch, token_log_probs
-from llm.memory import GIB, SHARES, Allocations, PassCost, fitting_rows, made_up_pairs
+from llm.memory import GIB, SHARES, Allocations, cost_of, few_rows, fitting_rows, made_up_pairs
 from llm.models import DTYPES, Policy
 from llm.prompts import load_prompts
 from llm.records import Pair
@@ -202,9 +202,9 @@ def make_plan(config: AlignConfig, gpu: Gpu) -> Plan:
     policy, adapter_notes = skeleton(config, settings)
     reward = reward_model(config, settings)
     lengths = prompt_lengths(config, policy.context_length)
-    memory = _lasting_memory(policy, config) | {"reward": reward.size, "rewarding": reward.activations}
-    config = _with_rows(config, policy, lengths, gpu.gib * GIB * SHARES["cuda"] - sum(memory.values()))
-    memory |= _passing_memory(policy, config, lengths)
+    lasting = _lasting_memory(policy, config) | {"reward": reward.size}
+    config = _with_rows(config, policy, lengths, gpu.gib * GIB * SHARES["cuda"] - sum(lasting.values()))
+    memory = lasting | {"rewarding": reward.activations} | _passing_memory(policy, config, lengths)
     update, total = run_tokens(config, lengths, shares=policy.shares_prompts, has_reward=reward.parameters > 0)
     trained = sum(parameter.numel() for parameter in policy.parameters())
     return Plan(
@@ -369,13 +369,23 @@ def reward_model(config: AlignConfig, policy_settings: PreTrainedConfig) -> Rewa
     settings.num_labels = 1
     with META:
         model = AutoModelForSequenceClassification.from_config(settings, dtype=dtype).eval()
-    length = min(_room(config, _context(policy_settings)) + config.max_new_tokens + 1, _context(settings))
+    length = _reward_length(config, policy_settings, settings)
     ids = torch.zeros(config.sample_rows, length, dtype=torch.long, device=META)
     if model.config.model_type != "gptj":
         model.set_attn_implementation(ATTENTION)
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     activations = _peak(lambda: model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False))
     return RewardModel(sum(p.numel() for p in model.parameters()), dtype, size, activations, note)
+
+
+def _reward_length(config: AlignConfig, policy_settings: PreTrainedConfig, settings: PreTrainedConfig) -> int:
+    """Most tokens of a text; where prompts are cut for the policy only, the reward's own limit."""
+    recipes = {published.repository: published.recipe.max_length for published in PUBLISHED.values()}
+    stored = (getattr(settings, CONFIG_KEY, None) or {}).get("max_length", _context(settings))
+    limit = int(recipes.get(config.reward.partition("@")[0], stored))
+    if config.prompt_overflow == "truncate" and config.format != "tldr":
+        return limit
+    return min(_room(config, _context(policy_settings)) + config.max_new_tokens + 1, limit)
 
 
 def _context(settings: PreTrainedConfig) -> int:
@@ -502,18 +512,11 @@ def _with_rows(config: AlignConfig, policy: Policy, lengths: Lengths, budget: fl
     """The settings with `train_rows` as the run would choose it on a device with so many bytes left for a pass."""
     if config.train_rows:
         return config
-    few = 2 if not policy.shares_prompts else max(4, 2 * math.ceil(config.n / 8))
+    few = few_rows(policy, config.max_new_tokens, config.n)
     shapes = ((1, few), (1, 2 * few), (2, few))
     pairs = [made_up_pairs(lengths.longest, config.max_new_tokens, *shape) for shape in shapes]
-    costs = [_cost(peaks, few) for peaks in zip(*(training_peaks(policy, p) for p in pairs), strict=True)]
+    costs = [cost_of(peaks, few) for peaks in zip(*(training_peaks(policy, p) for p in pairs), strict=True)]
     return replace(config, train_rows=min(fitting_rows(cost, budget, config.n, config.batch) for cost in costs))
-
-
-def _cost(peaks: tuple[int, ...], few: int) -> PassCost:
-    """The cost that explains the bytes of `few` completions of one prompt, of twice as many, and of two prompts."""
-    base, more_completions, more_groups = peaks
-    per_completion, per_group = (more_completions - base) / few, max(0, more_groups - base)
-    return PassCost(max(0.0, base - per_group - few * per_completion), per_group, per_completion)
 
 
 def _passing_memory(policy: Policy, config: AlignConfig, lengths: Lengths) -> dict[str, float]:

@@ -271,6 +271,11 @@ def _join() -> None:
             f"The processes of this launch cannot reach each other ({' '.join(str(error).split())[:300]}). Check the "
             "main process's address and port, and the number of processes and machines."
         ) from error
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes did not find each other: LOCAL_RANK is "
+            "not set. Start them with accelerate launch or torchrun."
+        )
     _team.rank, _team.count = state.process_index, state.num_processes
     _team.places = exchange((socket.gethostname(), os.getpid()))
     _team.ends.clear()

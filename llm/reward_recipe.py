@@ -184,9 +184,7 @@ class RecipeReward:
     def _cut_message(self) -> str:
         """What happens to a text that is too long."""
         lost = "beginning" if self._recipe.read == "first-eos" else "end"
-        return (
-            f"a text is longer than {self._recipe.max_length} tokens and is scored without its {lost}, as in training"
-        )
+        return f"a text is longer than {self._recipe.max_length} tokens and is scored without its {lost}"
 
     def _count(self, kind: str, number: int, message: str) -> None:
         """Count texts that are not read in full, and tell of the first."""

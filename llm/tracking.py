@@ -64,3 +64,4 @@ class Tracker:
         """Flush and close; accelerate's own end of training would part the processes as well."""
         for tracker in self._accelerator.trackers if self._accelerator is not None else ():
             tracker.finish()
+        self._accelerator = None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -100,8 +101,19 @@ def test_one_process_logs_what_the_whole_batch_and_all_prompts_gave(alone: Path,
 def test_in_single_precision_the_first_phase_has_the_same_completions(letters: Path, tmp_path: Path) -> None:
     short = {"e": 1, "k": 1}
     assert run_apart(settings(tmp_path / "one", **short), letters) == 0
-    assert run_together(settings(tmp_path / "two", **short), letters)[0] == [0, 0]
+    tracked = settings(tmp_path / "two", tracker="tensorboard", **short)  # whose end must not wait for anybody
+    assert run_together(tracked, letters)[0] == [0, 0]
+    assert any((tmp_path / "two" / "tracker").iterdir())
     assert tokens(tmp_path / "two") == tokens(tmp_path / "one")
+
+
+def test_processes_that_did_not_find_each_other_do_not_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerate makes of a launch on GPUs that does not set LOCAL_RANK: each process is alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(process_index=0, num_processes=1))
+    with pytest.raises(UserError, match="WORLD_SIZE is 2"):
+        processes._join()
+    assert processes.count() == 1
 
 
 KILLS = {
