@@ -157,7 +157,10 @@ def test_leaving_when_ended_does_not_change_the_others(
     assert sample(policy, texts, 12, max_new_tokens=30) == expected
 
 
-def test_nothing_is_computed_for_completions_that_have_left(in_letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [(), ("q", "ab")])
+def test_nothing_is_computed_for_completions_that_have_left(
+    stop: tuple[str, ...], in_letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = moved(load_policy(letter_config()))
     monkeypatch.setattr(rollout, "COMPACT_EVERY", 1)
     rows: list[int] = []
@@ -165,8 +168,8 @@ def test_nothing_is_computed_for_completions_that_have_left(in_letters: Path, mo
     monkeypatch.setattr(
         SharedPrefixDecoder, "step", lambda self, tokens: (rows.append(len(tokens)), step(self, tokens))[1]
     )
-    completions = [c for group in sample(policy, ["abc", "z"], 20, max_new_tokens=30) for c in group]
-    lengths = [len(c.token_ids) for c in completions]
+    groups = sample(policy, ["abc", "z"], 20, max_new_tokens=30, stop=stop)
+    lengths = [len(c.token_ids) for group in groups for c in group]
     assert rows == [sum(length > step for length in lengths) for step in range(1, max(lengths))]
 
 
@@ -197,19 +200,6 @@ def test_a_stop_string_ends_a_completion_and_its_text(policy: Policy) -> None:
         assert "ab" not in other.text
     pairs = [(as_prompt(policy, c.prompt_id), c) for c in stopped]
     assert [c.sampler_log_prob for c in stopped] == pytest.approx(score(policy, pairs, 100), abs=1e-4)
-
-
-def test_completions_leave_the_batch_at_a_stop_string(in_letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = moved(load_policy(letter_config()))
-    monkeypatch.setattr(rollout, "COMPACT_EVERY", 1)
-    rows: list[int] = []
-    step = SharedPrefixDecoder.step
-    monkeypatch.setattr(
-        SharedPrefixDecoder, "step", lambda self, tokens: (rows.append(len(tokens)), step(self, tokens))[1]
-    )
-    groups = sample(policy, ["abc", "z"], 20, max_new_tokens=30, stop=("q", "ab"))
-    lengths = [len(c.token_ids) for group in groups for c in group]
-    assert rows == [sum(length > step for length in lengths) for step in range(1, max(lengths))]
 
 
 @pytest.mark.parametrize("every", [1, 3, 1000])
