@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ SHARES = {"cuda": 0.85}
 heap may hold as much again as the tensors in it."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 GIB = 2**30
+LogProbs = Callable[[Policy, Sequence[Pair]], torch.Tensor]
 
 
 class PassCost(NamedTuple):
@@ -156,17 +157,21 @@ def made_up_pairs(prompt_length: int, length: int, groups: int, rows: int) -> li
     return [(prompt, completion) for prompt in prompts for completion in completions]
 
 
-def peak_bytes(policy: Policy, pairs: list[Pair]) -> tuple[int, int]:
+def peak_bytes(policy: Policy, pairs: list[Pair], log_probs: LogProbs = sequence_log_probs) -> tuple[int, int]:
     """Return the bytes of the tensors at the peak of a forward and of a backward pass, without those that stay.
 
     Args:
         policy: The policy; its gradient is left empty.
-        pairs: Prompts with a completion each.
+        pairs: N prompts with a completion each.
+        log_probs: Computes log q_θ (N,) from these two.
+
+    Returns:
+        Bytes at the peak of the forward pass, and of the backward pass.
     """
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with Allocations(policy.device) as allocations:
-        total = sequence_log_probs(policy, pairs).sum()
+        total = log_probs(policy, pairs).sum()
         forward, allocations.peak = allocations.peak, allocations.now
         total.backward()
     for parameter in policy.parameters():

@@ -34,7 +34,7 @@ from llm.config import INPUTS, AlignConfig
 from llm.convert_reward import PUBLISHED, normal_form
 from llm.errors import UserError
 from llm.logprob import token_batch, token_log_probs
-from llm.memory import GIB, SHARES, Allocations, cost_of, few_rows, fitting_rows, made_up_pairs
+from llm.memory import GIB, SHARES, Allocations, cost_of, few_rows, fitting_rows, made_up_pairs, peak_bytes
 from llm.models import DTYPES, Policy
 from llm.prompts import load_prompts
 from llm.records import Pair
@@ -322,19 +322,6 @@ def log_probs(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
     return shared_prefix.head_log_probs(policy.base.get_output_embeddings(), hidden, sources, targets, 1.0).double()
 
 
-def training_peaks(policy: Policy, pairs: Sequence[Pair]) -> tuple[int, int]:
-    """Return the bytes at the peaks of a forward and of a backward pass, as `llm.memory.peak_bytes` measures them."""
-    for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    with Allocations(META) as allocations:
-        total = log_probs(policy, pairs).sum()
-        forward, allocations.peak = allocations.peak, allocations.now
-        total.backward()
-    for parameter in policy.parameters():
-        parameter.grad = None
-    return forward, allocations.peak
-
-
 def _peak(work: Callable[[], object]) -> int:
     """Bytes at the peak of a call without gradient."""
     with torch.no_grad(), Allocations(META) as allocations:
@@ -515,7 +502,7 @@ def _with_rows(config: AlignConfig, policy: Policy, lengths: Lengths, budget: fl
     few = few_rows(policy, config.max_new_tokens, config.n)
     shapes = ((1, few), (1, 2 * few), (2, few))
     pairs = [made_up_pairs(lengths.longest, config.max_new_tokens, *shape) for shape in shapes]
-    costs = [cost_of(peaks, few) for peaks in zip(*(training_peaks(policy, p) for p in pairs), strict=True)]
+    costs = [cost_of(peaks, few) for peaks in zip(*(peak_bytes(policy, p, log_probs) for p in pairs), strict=True)]
     return replace(config, train_rows=min(fitting_rows(cost, budget, config.n, config.batch) for cost in costs))
 
 
@@ -529,7 +516,7 @@ def _passing_memory(policy: Policy, config: AlignConfig, lengths: Lengths) -> di
     return {
         "sampling": sampling_bytes(policy, config, lengths.longest),
         "scoring": _peak(lambda: log_probs(policy, scored)),
-        "training": max(training_peaks(policy, trained)),
+        "training": max(peak_bytes(policy, trained, log_probs)),
     }
 
 

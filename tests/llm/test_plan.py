@@ -26,7 +26,7 @@ from llm.decoding import SharedPrefixDecoder
 from llm.errors import UserError
 from llm.memory import made_up_pairs, peak_bytes
 from llm.models import load_policy
-from llm.plan import GPUS, base_bytes, make_plan, model_settings, report_plan, sampling_bytes, skeleton, training_peaks
+from llm.plan import GPUS, base_bytes, log_probs, make_plan, model_settings, report_plan, sampling_bytes, skeleton
 from llm.records import Prompt
 from reward_artefacts import byte_tokenizer, write_base, write_checkpoint
 from sft_artefacts import save_gptj_sft, save_llama_base, save_qlora_adapter
@@ -122,7 +122,7 @@ def test_a_training_pass_needs_the_memory_that_the_plan_says(
     real = load_policy(config)
     for groups, rows in ((1, 3), (1, 8), (3, 24)):
         pairs = made_up_pairs(24, 10, groups, rows)
-        assert max(training_peaks(planned, pairs)) == pytest.approx(max(peak_bytes(real, pairs)), rel=0.15)
+        assert max(peak_bytes(planned, pairs, log_probs)) == pytest.approx(max(peak_bytes(real, pairs)), rel=0.15)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
