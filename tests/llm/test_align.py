@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from child_runs import KillAt, comparable, elsewhere, run_apart
 from letter_world import letter_config
 from llm.align import _self_consistency, main, run
 from llm.checkpoint import load_best_adapter
@@ -31,7 +32,6 @@ from llm.run_folder import lock_run
 from llm.sample import main as sample_main
 from llm.store import ShardFolder, read_events, read_json
 from llm.tables import read_rows
-from runs import KillAt, comparable, elsewhere, run_apart
 
 REPOSITORY = Path(__file__).parents[2]
 

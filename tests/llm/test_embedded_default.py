@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from child_runs import comparable
 from llm.align import main
 from llm.config import PRESETS
 from llm.console import entry_point
 from llm.tiny.prepare import prepare
-from runs import comparable
 
 QUICK = ["--e=2", "--m=8", "--n=4", "--k=4", "--batch=4", "--validation-count=8", "--test-count=16"]
 QUICK += ["--validate-every=4", "--checkpoint-every=4", "--tracker=none", "--lora-r=4"]

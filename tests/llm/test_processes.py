@@ -14,12 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from letter_world import letter_config
-from llm import processes
-from llm.config import AlignConfig, dump_config
-from llm.errors import UserError
-from llm.store import ShardFolder, read_events
-from runs import (
+from child_runs import (
     InDouble,
     KillAt,
     OnlyIn,
@@ -31,6 +26,11 @@ from runs import (
     run_together,
     see_nothing,
 )
+from letter_world import letter_config
+from llm import processes
+from llm.config import AlignConfig, dump_config
+from llm.errors import UserError
+from llm.store import ShardFolder, read_events
 
 REPOSITORY = Path(__file__).parents[2]
 

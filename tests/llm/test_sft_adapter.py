@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from architectures import save_model
+from child_runs import comparable
 from letter_world import LETTERS, REWARDS, letter_config
 from llm import align, sample, sft_adapter
 from llm.align import run
@@ -30,7 +31,6 @@ from llm.models import Policy, load_policy
 from llm.records import Completion, Prompt
 from llm.store import read_events
 from llm.train import make_optimizer
-from runs import comparable
 from sft_artefacts import save_llama_base, save_qlora_adapter
 
 MODES = ("copy", "stack", "merge")
