@@ -61,7 +61,7 @@ def run_apart(
         sabotage: Called in the process before the run.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llm.align", "runs"])
+    context.set_forkserver_preload(["llm.align", "child_runs"])
     resume = (Path(config.out) / "config.yaml").exists()
     process = context.Process(target=_child, args=(config, resume, folder, sabotage))
     process.start()
@@ -95,7 +95,7 @@ def run_together(
         The exit status and the standard error of each.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llm.align", "runs"])
+    context.set_forkserver_preload(["llm.align", "child_runs"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
