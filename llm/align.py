@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llm.config import (
     GOODNESS,
     AlignConfig,
     asked_settings,
+    buffered_phases,
     changed_settings,
     dump_config,
     parse_command,
@@ -35,12 +37,14 @@ from llm.config import (
 from llm.console import entry_point, say
 from llm.errors import UserError
 from llm.evaluate import Judge, change, evaluate, figures, judged, sample_one_each
-from llm.groups import Collector, adapter_digest
+from llm.given import GivenGroups, load_given
+from llm.groups import Collector
 from llm.logprob import group_pairs, score
 from llm.memory import with_train_rows
 from llm.models import Policy, load_policy, resolve_device
 from llm.plugins import load_callable
 from llm.prompts import PromptSets, load_prompts, with_references
+from llm.proposal import adapter_digest
 from llm.records import EvalRecord, Prompt, ScoredGroup
 from llm.rewards import Reward, function_fingerprint, load_reward
 from llm.run_folder import (
@@ -56,13 +60,14 @@ from llm.run_folder import (
 from llm.store import MetricsLog, ShardFolder, write_json
 from llm.streams import text_fingerprint
 from llm.tracking import Tracker
-from llm.train import draw_batch, make_log_goodness, make_optimizer, train_step
+from llm.train import Objective, draw_batch, make_objective, make_optimizer, train_step
 
 CONSISTENCY_WARNING = 0.05
 SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "stop", "n", "m", "sample_rows", "seed")
 MEMORY_SETTINGS = ("train_rows", "activation_checkpointing")
 """What a resumed run may change: the gradient is the same up to rounding."""
-FREE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "reward", "judge", "tracker", "out", *MEMORY_SETTINGS)
+FREE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "rollouts", "reward", "judge", "tracker", "out")
+FREE_SETTINGS += MEMORY_SETTINGS
 """What may differ where a run goes on: it does not matter, or is fingerprinted by its content."""
 
 
@@ -137,8 +142,9 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     policy = load_policy(config)
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
+    given = load_given(config, policy, prompts)
     config = processes.from_first(functools.partial(with_train_rows, config, policy, prompts.train, reward))
-    identity = _identity(config, policy, reward, prompts)
+    identity = _identity(config, policy, reward, prompts, given)
     processes.check_same("model, reward, prompts or settings", lambda: identity)
     # A reward that fails does so here, before there is a run folder that would have to be removed.
     references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
@@ -159,7 +165,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
         judge,
         prompts,
         reference_rewards,
-        Collector(policy, reward, config, folder, identity.fingerprint()),
+        Collector(policy, reward, config, folder, identity.fingerprint(), given),
         make_optimizer(policy, config),
         MetricsLog(folder / "metrics.jsonl"),
         Tracker(config, folder),
@@ -186,15 +192,15 @@ def begin(this: Run) -> tuple[list[EvalRecord], TrainerState]:
 def train(this: Run, state: TrainerState) -> TrainerState:
     """Run the phases of Algorithm 1 from where the state stands."""
     config = this.config
-    log_goodness = make_log_goodness(config)
-    buffer: list[ScoredGroup] = []
+    objective, window = make_objective(config), buffered_phases(config)
+    phases: list[list[ScoredGroup]] = []
     if state.step == config.e * config.k:
         return state
     with tqdm(total=config.e * config.k, initial=state.step, desc="training", unit="step") as bar:
         for phase in range(config.e):
-            buffer += phase_groups(this, phase, state.step)
+            phases = [*phases, phase_groups(this, phase, state.step)][-window if window else 0 :]
             while state.step < (phase + 1) * config.k:
-                state = one_step(this, buffer, log_goodness, state)
+                state = one_step(this, [*chain.from_iterable(phases)], objective, state)
                 bar.update()
     return state
 
@@ -222,11 +228,11 @@ def phase_groups(this: Run, phase: int, step: int) -> list[ScoredGroup]:
     return groups
 
 
-def one_step(this: Run, buffer: list[ScoredGroup], log_goodness: Any, state: TrainerState) -> TrainerState:
+def one_step(this: Run, buffer: list[ScoredGroup], objective: Objective, state: TrainerState) -> TrainerState:
     """Make one gradient step (lines 14 to 19), with the validation and the checkpoint that are due after it."""
     config, started = this.config, time.monotonic()
     batch = draw_batch(buffer, config, state.step)
-    stats = train_step(this.policy, this.optimizer, batch, config, log_goodness, state.step)
+    stats = train_step(this.policy, this.optimizer, batch, objective, state.step)
     step = state.step + 1
     this.log("step", step, **stats._asdict(), seconds=time.monotonic() - started)
     state = TrainerState(step, state.best, state.metrics_bytes)
@@ -335,10 +341,13 @@ def main(arguments: Sequence[str]) -> None:
     run(config, resume=bool(command.resume))
 
 
-def _identity(config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets) -> Identity:
+def _identity(
+    config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets, given: GivenGroups | None
+) -> Identity:
     """Fingerprint what a run's stored files depend on."""
     rows = [(p.prompt_id, p.text, p.token_ids, p.reference) for p in prompts.train + prompts.validation + prompts.test]
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS}
+    sampling["rollouts"] = given.fingerprint() if given else ""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     if config.goodness not in GOODNESS:
         goodness = load_callable(config.goodness, option="--goodness")

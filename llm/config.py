@@ -22,9 +22,14 @@ PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
 GOODNESS = ("bradley_terry", "logistic")
 MAY_BE_ZERO = {"seed", "threads", "max_prompt_tokens", "train_rows", "warmup_steps", "weight_decay"}
-MAY_BE_ZERO |= {"adam_beta1", "adam_beta2"}
-BELOW_ONE = ("adam_beta1", "adam_beta2")
+MAY_BE_ZERO |= {"adam_beta1", "adam_beta2", "rso_accepted", "sft_weight", "label_smoothing"}
+BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing", "clip")
 INPUTS = ("model", "prompts", "reward")
+METHOD_NAMES = Literal[
+    "brain", "brain-weighted", "brain-argmax", "snis", "dpo-sft", "dpo-sft-iw", "dpo-sft-iw-n", "dpo", "dpo-pl", "ipo",
+    "cdpo", "rso", "slic", "rrhf", "dpg", "gdc", "gdcpp", "infonca", "nca", "exo", "rloo", "grpo", "ppo", "best-of-n",
+    "quark",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,28 @@ class AlignConfig:
     """Goodness p(G=1|y,x) from the reward: bradley_terry, logistic, or package.module:function on an array (B, G)."""
     temperature: float = 1.0
     """Temperature of the target: bradley_terry divides the reward by it; lower means a sharper target."""
+
+    method: METHOD_NAMES = "brain"
+    """What is done with the completions; docs/methods.md compares."""
+    dpo_beta: float = 0.1
+    """DPO's beta and its relatives': the power of q_θ/p in brain-argmax, dpo…, ipo, cdpo, rso, infonca, nca, exo."""
+    label_smoothing: float = 0.1
+    """cdpo: probability that a preference is wrong."""
+    rso_accepted: int = 0
+    """rso: completions accepted of n candidates; 0 means n/8, as in its source. Where 32 are to be accepted: n 256."""
+    rso_loss: Literal["sigmoid", "hinge"] = "sigmoid"
+    """rso: loss on pairs of accepted completions."""
+    slic_margin: float = 1.0
+    """slic: nats by which the winner of a pair is to lead."""
+    sft_weight: float = 1.0
+    """slic, rrhf: weight of the likelihood of the group's best completion."""
+    clip: float = 0.2
+    """rloo, grpo, ppo: how far the probability ratio may move from 1."""
+    rollouts: str = ""
+    """Train on given completions instead of sampling: another run's folder, or a .jsonl or .parquet file (prompt,
+    completions, scores and perhaps log_proposal)."""
+    buffer: str = ""
+    """Phases that a gradient step draws groups from: all, latest or window:K; unless given, the method's own."""
 
     format: Literal["plain", "anthropic-hh", "rm-static", "tldr"] = "plain"
     """Rows: a prompt column (text or chat), AnthropicHH's dialogues, rm-static's prompt and chosen, TL;DR's posts."""
@@ -237,6 +264,24 @@ def validate(config: AlignConfig, *, check_required: bool = True) -> None:
 
     check_tracker(config.tracker)
     _refuse_unused(config)
+    _check_method(config)
+
+
+def buffered_phases(config: AlignConfig) -> int | None:
+    """Return how many of the latest phases a gradient step draws from, None for all.
+
+    Raises:
+        UserError: `--buffer` is none of all, latest and window:K.
+    """
+    from llm.methods import METHODS
+
+    rule = config.buffer or METHODS[config.method].buffer
+    kind, _, count = rule.partition(":")
+    if rule in ("all", "latest"):
+        return 1 if rule == "latest" else None
+    if kind == "window" and count.isascii() and count.isdigit() and int(count):
+        return int(count)
+    raise UserError(f"--buffer {config.buffer}: must be all, latest or window:K with K phases, 1 or more.")
 
 
 def dump_config(config: AlignConfig) -> str:
@@ -294,6 +339,28 @@ def _refuse_unused(config: AlignConfig) -> None:
                 f"{_option(name)} {value}: --format {config.format} has columns of its own ({columns[config.format]}). "
                 "Leave the option out, or use --format plain."
             )
+
+
+def _check_method(config: AlignConfig) -> None:
+    """Refuse settings that the method does not use, and sizes that it cannot work with."""
+    from llm.methods import METHODS, accepted_count, method_settings
+
+    method, name = METHODS[config.method], config.method
+    for setting in sorted(method_settings() - set(method.heeds)):
+        if getattr(config, setting) != getattr(AlignConfig(), setting):
+            raise UserError(
+                f"{_option(setting)} {getattr(config, setting)}: --method {name} does not use it. Leave it out."
+            )
+    if method.is_paired and config.n % 2:
+        raise UserError(f"--n {config.n}: --method {name} needs an even number, for pairs or halves of a group.")
+    if method.proposal == "given" and config.n != 2:
+        raise UserError(
+            f"--n {config.n}: --method {name} trains on given pairs, a chosen and a rejected one. Use --n 2."
+        )
+    accepted = accepted_count(config)
+    if name == "rso" and (accepted % 2 or accepted > config.n):
+        raise UserError(f"--rso-accepted {accepted}: must be an even number of at most --n {config.n} candidates.")
+    buffered_phases(config)
 
 
 def _refuse_other_sources(command: Command) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,17 @@ import numpy as np
 from llm import processes
 from llm.config import AlignConfig
 from llm.errors import UserError
+from llm.given import GivenGroup, GivenGroups
 from llm.logprob import score
+from llm.methods import METHODS
 from llm.models import Policy
+from llm.proposal import GIVEN, PRIOR, Proposal, adapter_digest, improved_proposal
 from llm.records import Completion, Pair, Prompt, ScoredGroup
 from llm.rewards import Reward
 from llm.rollout import sample_groups
 from llm.store import ShardFolder
 from llm.streams import stream
+from llm.train import make_objective
 
 Progress = Callable[[int], object]
 
@@ -38,6 +41,7 @@ class Collector:
         config: The run's settings.
         folder: The run folder.
         fingerprint: Of everything that gives the cached scores their meaning.
+        given: Completions to take instead of sampling, if any.
     """
 
     policy: Policy
@@ -45,9 +49,12 @@ class Collector:
     config: AlignConfig
     folder: Path
     fingerprint: str
+    given: GivenGroups | None = None
 
     def phase_prompts(self, phase: int, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Draw the m prompts of a phase, ordered by length so that a batch holds similar ones."""
+        if self.given is not None:
+            return [group.prompt for group in self.given.phase(phase)]
         chosen = stream(self.config.seed, "prompts", phase).choice(len(prompts), self.config.m, replace=False)
         return sorted((prompts[i] for i in chosen), key=lambda p: (len(p.token_ids), p.prompt_id))
 
@@ -64,20 +71,38 @@ class Collector:
         Raises:
             UserError: A shard is damaged, or was sampled from another proposal than the current policy.
         """
-        proposal = adapter_digest(self.policy)
-        processes.check_same("adapter", lambda: proposal)
-        blocks = list(enumerate(self._blocks(self.phase_prompts(phase, prompts))))
-        own = blocks[processes.rank() :: processes.count()]
-        for block, members in own[:1]:
-            self._rollout_rows(phase, block, members, proposal)  # all sample while the first process's are compared
-        sampler_stands = processes.from_first(lambda: self._sampler_stands(phase, *blocks[0], proposal))
-        for block, members in own:
-            rows = self._rollout_rows(phase, block, members, proposal)
-            self._score_once(phase, block, members, rows, sampler_stands)
-            progress(len(members))
-        self._wait_for_blocks(phase, [block for block, _ in blocks])
-        progress(sum(len(members) for _, members in blocks) - sum(len(members) for _, members in own))
+        proposal = self._proposal(phase, prompts)
+        processes.check_same("adapter", lambda: proposal.digest)
+        with proposal.active():
+            self._collect_blocks(phase, self._blocks(self.phase_prompts(phase, prompts)), proposal.digest, progress)
         return self.stored(phase, prompts)
+
+    def _proposal(self, phase: int, prompts: Sequence[Prompt]) -> Proposal:
+        """What samples a phase, as the method says."""
+        rule = METHODS[self.config.method].proposal
+        if self.given is not None:
+            return Proposal(self.policy, GIVEN)
+        if rule == "prior":
+            return Proposal(self.policy, PRIOR)
+        if rule == "policy":
+            return Proposal(self.policy, adapter_digest(self.policy))
+        last = self.stored(phase - 1, prompts) if phase else []
+        objective, rows = make_objective(self.config), self.config.sample_rows
+        return improved_proposal(self.policy, self.folder / "proposals", phase, last, objective, rows)
+
+    def _collect_blocks(self, phase: int, members: list[list[Prompt]], proposal: str, progress: Progress) -> None:
+        """Sample and score the blocks that are not in the run folder yet; processes take them in turn."""
+        blocks = list(enumerate(members))
+        own = blocks[processes.rank() :: processes.count()]
+        for block, prompts in own[:1]:
+            self._rollout_rows(phase, block, prompts, proposal)  # all sample while the first process's are compared
+        sampler_stands = processes.from_first(lambda: self._sampler_stands(phase, *blocks[0], proposal))
+        for block, prompts in own:
+            rows = self._rollout_rows(phase, block, prompts, proposal)
+            self._score_once(phase, block, prompts, rows, sampler_stands)
+            progress(len(prompts))
+        self._wait_for_blocks(phase, [block for block, _ in blocks])
+        progress(sum(map(len, members)) - sum(len(prompts) for _, prompts in own))
 
     def stored(self, phase: int, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
         """Return the scored groups of a phase that was collected before.
@@ -94,8 +119,12 @@ class Collector:
 
     def _blocks(self, prompts: list[Prompt]) -> list[list[Prompt]]:
         """Cut a phase's prompts into the blocks that are sampled and scored together."""
-        size = max(1, self.config.sample_rows // self.config.n)
+        size = self._block_size()
         return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+    def _block_size(self) -> int:
+        """Prompts in a block."""
+        return max(1, self.config.sample_rows // self.config.n)
 
     def _rollouts(self, phase: int) -> ShardFolder:
         return ShardFolder(self.folder / "rollouts" / f"phase-{phase:04d}")
@@ -106,7 +135,7 @@ class Collector:
     def _rollout_rows(self, phase: int, block: int, members: list[Prompt], proposal: str) -> list[dict[str, Any]]:
         """Sample a block, or read it where it was sampled before."""
         shards = self._rollouts(phase)
-        rows = shards.once(_block_name(block), lambda: self._sample(phase, members, proposal))
+        rows = shards.once(_block_name(block), lambda: self._sample(phase, block, members, proposal))
         if any(row["proposal"] != proposal for row in rows):
             raise UserError(
                 f"{shards.folder}: these rollouts were sampled from another proposal than the run is at now (another "
@@ -114,9 +143,9 @@ class Collector:
             )
         return rows
 
-    def _sample(self, phase: int, members: list[Prompt], proposal: str) -> list[dict[str, Any]]:
-        """Sample a block's groups."""
-        groups = sample_groups(
+    def _sample(self, phase: int, block: int, members: list[Prompt], proposal: str) -> list[dict[str, Any]]:
+        """Sample a block's groups, or take those that are given."""
+        groups = [g.completions for g in self._given_block(phase, block, members)] or sample_groups(
             self.policy,
             members,
             self.config.n,
@@ -127,12 +156,23 @@ class Collector:
         )
         return [completion_row(c) | {"proposal": proposal} for group in groups for c in group]
 
+    def _given_block(self, phase: int, block: int, members: list[Prompt]) -> list[GivenGroup]:
+        """The given groups of a block, none where completions are sampled."""
+        if self.given is None:
+            return []
+        start = block * self._block_size()
+        return self.given.phase(phase)[start : start + len(members)]
+
     def _score_once(
         self, phase: int, block: int, members: list[Prompt], rows: list[dict[str, Any]], sampler_stands: bool
     ) -> None:
         """Score a block, unless it was scored before."""
-        pairs = self._pairs(members, rows)
-        self._scores(phase).once(_block_name(block), lambda: self._score(phase, block, pairs, sampler_stands))
+
+        def make() -> list[dict[str, Any]]:
+            known = self._given_block(phase, block, members)
+            return self._score(phase, block, self._pairs(members, rows), known, sampler_stands)
+
+        self._scores(phase).once(_block_name(block), make)
 
     def _pairs(self, members: list[Prompt], rows: list[dict[str, Any]]) -> list[Pair]:
         """The completions of a block, each with its prompt."""
@@ -150,16 +190,21 @@ class Collector:
         if processes.count() > 1:
             processes.comes_true(seen)
 
-    def _score(self, phase: int, block: int, pairs: list[Pair], sampler_stands: bool) -> list[dict[str, Any]]:
+    def _score(
+        self, phase: int, block: int, pairs: list[Pair], known: list[GivenGroup], sampler_stands: bool
+    ) -> list[dict[str, Any]]:
         """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
         size = self.config.sample_rows
-        if sampler_stands:
-            log_proposal = [completion.sampler_log_prob for _, completion in pairs]
-        else:
-            log_proposal = score(self.policy, pairs, size, temperature=self.config.sampling_temperature)
-        with self.policy.as_prior():
-            log_prior = score(self.policy, pairs, size)
-        rewards = self.reward([prompt.text for prompt, _ in pairs], [completion.text for _, completion in pairs])
+        log_prior = _known(known, "log_prior")
+        if log_prior is None:
+            with self.policy.as_prior():
+                log_prior = score(self.policy, pairs, size)
+        log_proposal = _known(known, "log_proposal")
+        if log_proposal is None:
+            log_proposal = self._log_proposal(pairs, log_prior, sampler_stands)
+        rewards = _known(known, "reward")
+        if rewards is None:
+            rewards = self.reward([p.text for p, _ in pairs], [c.text for _, c in pairs]).tolist()
         key = {"rollouts": self._rollouts(phase).checksum(_block_name(block))}
         return [
             {
@@ -170,15 +215,24 @@ class Collector:
                 "reward": r,
             }
             | key
-            for (p, c), prior, proposal, r in zip(pairs, log_prior, log_proposal, rewards.tolist(), strict=True)
+            for (p, c), prior, proposal, r in zip(pairs, log_prior, log_proposal, rewards, strict=True)
         ]
+
+    def _log_proposal(self, pairs: list[Pair], log_prior: list[float], sampler_stands: bool) -> list[float]:
+        """log q' of completions: the prior's where that is what sampled, or where nobody knows (T10)."""
+        temperature = self.config.sampling_temperature
+        if self.given is not None or (METHODS[self.config.method].proposal == "prior" and temperature == 1.0):
+            return log_prior
+        if sampler_stands:
+            return [completion.sampler_log_prob for _, completion in pairs]
+        return score(self.policy, pairs, self.config.sample_rows, temperature=temperature)
 
     def _sampler_stands(self, phase: int, block: int, members: list[Prompt], proposal: str) -> bool:
         """Whether the sampler's own log q' stands for the scorer's in this phase, as its first group decided.
 
         Only in float32: in half precision a log-prob depends on how completions are batched.
         """
-        if self.config.dtype != "float32":
+        if self.config.dtype != "float32" or self.given is not None:
             return False
 
         def compare() -> list[dict[str, Any]]:
@@ -202,7 +256,7 @@ class Collector:
                 f"{self._scores(phase).folder / _block_name(block)}.parquet: these scores are not of the rollouts and "
                 "prompts of this run. Delete the folder to score again."
             )
-        return _as_groups(members, rows, scores)
+        return _as_groups(phase, members, rows, scores)
 
 
 def completion_row(completion: Completion) -> dict[str, Any]:
@@ -210,16 +264,15 @@ def completion_row(completion: Completion) -> dict[str, Any]:
     return dataclasses.asdict(completion) | {"token_ids": list(completion.token_ids)}
 
 
-def adapter_digest(policy: Policy) -> str:
-    """Fingerprint the adapter's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(policy.adapter_state().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().numpy().tobytes())
-    return digest.hexdigest()
+def _known(groups: list[GivenGroup], name: str) -> list[float] | None:
+    """What is given of a block's completions, None where it is to be computed."""
+    values = [getattr(group, name) for group in groups]
+    return None if not values or values[0] is None else [value for part in values for value in part]
 
 
-def _as_groups(members: list[Prompt], rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[ScoredGroup]:
+def _as_groups(
+    phase: int, members: list[Prompt], rows: list[dict[str, Any]], scores: list[dict[str, Any]]
+) -> list[ScoredGroup]:
     """Join prompts, rollout rows and score rows; the rows come group by group."""
     n = len(rows) // len(members)
     groups = []
@@ -227,7 +280,7 @@ def _as_groups(members: list[Prompt], rows: list[dict[str, Any]], scores: list[d
         part = slice(index * n, (index + 1) * n)
         completions = tuple(_completion(row) for row in rows[part])
         columns = {key: np.array([s[key] for s in scores[part]]) for key in ("log_prior", "log_proposal", "reward")}
-        groups.append(ScoredGroup(prompt, completions, **columns))
+        groups.append(ScoredGroup(prompt, completions, **columns, phase=phase))
     return groups
 
 

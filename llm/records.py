@@ -63,6 +63,7 @@ class ScoredGroup:
         log_prior: (G,) log p(y|x), nats.
         log_proposal: (G,) log q'(y|x) under the proposal that sampled this very group, nats.
         reward: (G,) r(x, y).
+        phase: The phase that it was collected in.
     """
 
     prompt: Prompt
@@ -70,6 +71,7 @@ class ScoredGroup:
     log_prior: np.ndarray
     log_proposal: np.ndarray
     reward: np.ndarray
+    phase: int = 0
 
 
 class TokenBatch(NamedTuple):

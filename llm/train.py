@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,12 +15,24 @@ from llm.config import AlignConfig
 from llm.console import memory_errors
 from llm.errors import UserError
 from llm.logprob import group_pairs, score, sequence_log_probs
+from llm.methods import METHODS, GroupTensors, LogGoodness
 from llm.models import Policy
 from llm.plugins import load_callable
 from llm.records import ScoredGroup, StepStats
 from llm.streams import stream
 
-LogGoodness = Callable[[torch.Tensor], torch.Tensor]
+
+@dataclass(frozen=True)
+class Objective:
+    """What a gradient step ascends.
+
+    Attributes:
+        config: The run's settings, with the method among them.
+        log_goodness: log p(G=1|y,x) as a function of the reward (B, G), up to a constant per group.
+    """
+
+    config: AlignConfig
+    log_goodness: LogGoodness
 
 
 def make_optimizer(policy: Policy, config: AlignConfig) -> torch.optim.AdamW:
@@ -42,6 +55,11 @@ def make_log_goodness(config: AlignConfig) -> LogGoodness:
     return lambda reward: _user_log_goodness(function, reward, config.goodness)
 
 
+def make_objective(config: AlignConfig) -> Objective:
+    """Return what the settings say that a gradient step ascends."""
+    return Objective(config, make_log_goodness(config))
+
+
 def draw_batch(buffer: Sequence[ScoredGroup], config: AlignConfig, step: int) -> list[ScoredGroup]:
     """Draw the groups of a gradient step from all collected so far (line 14), without replacement."""
     chosen = stream(config.seed, "batch", step).choice(len(buffer), config.batch, replace=False)
@@ -52,8 +70,7 @@ def train_step(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     batch: Sequence[ScoredGroup],
-    config: AlignConfig,
-    log_goodness: LogGoodness,
+    objective: Objective,
     step: int,
 ) -> StepStats:
     """Make one gradient step; the loss is a mean over the groups, however they are cut into forward passes.
@@ -64,13 +81,14 @@ def train_step(
     Raises:
         UserError: The gradient is not finite, or is exactly 0 although the weights ask for a change; or memory ran out.
     """
+    config = objective.config
     optimizer.zero_grad()
     rows, weight = config.train_rows, 1 / len(batch)
     chunk = min(max(1, rows // config.n), math.ceil(len(batch) / processes.count()))
 
     def work(groups: Sequence[ScoredGroup]) -> list[list[float]]:
         with memory_errors("training", f"Lower --train-rows {rows}, or use --activation-checkpointing."):
-            return accumulate_gradient(policy, groups, log_goodness, weight, rows=rows).tolist()
+            return accumulate_gradient(policy, groups, objective, weight, rows=rows).tolist()
 
     diagnostics = torch.tensor(processes.dealt(batch, chunk, work), dtype=torch.float64).mean(0).tolist()
     processes.sum_gradients(policy.parameters())
@@ -83,17 +101,17 @@ def train_step(
 
 
 def accumulate_gradient(
-    policy: Policy, groups: Sequence[ScoredGroup], log_goodness: LogGoodness, weight: float, *, rows: int | None = None
+    policy: Policy, groups: Sequence[ScoredGroup], objective: Objective, weight: float, *, rows: int | None = None
 ) -> torch.Tensor:
-    """Add weight · ∇ Σ_groups −Σᵢ cᵢ log q_θ(yᵢ|x) to the gradient, c = α̂ − β̂ detached (eq. 12, erratum E13).
+    """Add weight · ∇ Σ_groups −Σᵢ cᵢ log q_θ(yᵢ|x) to the gradient, c detached (eq. 12, erratum E13).
 
-    β̂ needs log q_θ of a whole group. Where the groups fit into one pass, it comes from that very pass. Where they do
+    c needs log q_θ of a whole group. Where the groups fit into one pass, it comes from that very pass. Where they do
     not, a first pass without gradient gives it, and the second goes through the completions in parts.
 
     Args:
         policy: The policy q_θ.
         groups: B groups of G completions.
-        log_goodness: Maps rewards to log-goodness.
+        objective: What to ascend.
         weight: One over the number of groups in the whole batch.
         rows: Completions in one forward and backward pass; all of them unless given.
 
@@ -104,11 +122,11 @@ def accumulate_gradient(
     rows = rows or len(pairs)
     if len(pairs) <= rows:
         log_policy = sequence_log_probs(policy, pairs)
-        coefficients, diagnostics = group_coefficients(groups, log_policy.detach().cpu(), log_goodness)
+        coefficients, diagnostics = group_coefficients(groups, log_policy.detach().cpu(), objective)
         _backward(log_policy, coefficients, weight)
         return diagnostics
     log_policy = torch.tensor(score(policy, pairs, rows), dtype=torch.float64)
-    coefficients, diagnostics = group_coefficients(groups, log_policy, log_goodness)
+    coefficients, diagnostics = group_coefficients(groups, log_policy, objective)
     for start in range(0, len(pairs), rows):
         part = slice(start, start + rows)
         _backward(sequence_log_probs(policy, pairs[part]), coefficients[part], weight)
@@ -116,24 +134,25 @@ def accumulate_gradient(
 
 
 def group_coefficients(
-    groups: Sequence[ScoredGroup], log_policy: torch.Tensor, log_goodness: LogGoodness
+    groups: Sequence[ScoredGroup], log_policy: torch.Tensor, objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return c = α̂ − β̂ of every completion.
+    """Return the method's coefficient of every completion; BRAIn's is α̂ − β̂.
 
     Args:
         groups: B groups of G completions.
         log_policy: (B·G,) float64 log q_θ(y|x), nats, detached.
-        log_goodness: Maps rewards to log-goodness.
+        objective: What to ascend.
 
     Returns:
         (B·G,) coefficients, and (B, 7) diagnostics per group, in the order of `StepStats`.
     """
-    log_prior, log_proposal, reward = (_stacked(groups, name) for name in ("log_prior", "log_proposal", "reward"))
-    current = log_policy.view(len(groups), -1)
-    target, ratio = log_ratios(log_prior, log_proposal, reward, current, log_goodness)
-    coefficients = brain_core.brain_coefficients(target, ratio, on_empty="skip")
-    drift = brain_core.likelihood_drift(current, log_proposal)
-    return coefficients.flatten(), torch.stack([*weight_diagnostics(target, ratio), drift], -1)
+    tensors = group_tensors(groups, log_policy.view(len(groups), -1), objective.log_goodness)
+    try:
+        coefficients = METHODS[objective.config.method].coefficients(tensors, objective.config)
+    except (ValueError, OverflowError) as error:
+        raise UserError(_incomputable(error)) from error
+    drift = brain_core.likelihood_drift(tensors.log_policy, tensors.log_proposal)
+    return coefficients.flatten(), torch.stack([*weight_diagnostics(tensors.target, tensors.ratio), drift], -1)
 
 
 def _backward(log_policy: torch.Tensor, coefficients: torch.Tensor, weight: float) -> None:
@@ -141,26 +160,33 @@ def _backward(log_policy: torch.Tensor, coefficients: torch.Tensor, weight: floa
     (-(coefficients.to(log_policy.device) * log_policy).sum() * weight).backward()
 
 
-def log_ratios(
-    log_prior: torch.Tensor,
-    log_proposal: torch.Tensor,
-    reward: torch.Tensor,
-    log_policy: torch.Tensor,
-    log_goodness: LogGoodness,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log α and log β (B, G), nats, up to a constant per group.
+def group_tensors(groups: Sequence[ScoredGroup], log_policy: torch.Tensor, log_goodness: LogGoodness) -> GroupTensors:
+    """Return what coefficients are computed from.
+
+    Args:
+        groups: B groups of G completions.
+        log_policy: (B, G) float64 log q_θ(y|x), nats, detached.
+        log_goodness: Maps rewards to log-goodness.
 
     Raises:
         UserError: The log-goodness, or what it gives with the log-probs, is NaN or +inf.
     """
+    log_prior, log_proposal, reward = (_stacked(groups, name) for name in ("log_prior", "log_proposal", "reward"))
     try:
-        target = brain_core.target_log_ratio(log_prior, log_proposal, log_goodness(reward))
-        return target, brain_core.policy_log_ratio(log_policy, log_proposal)
+        goodness = log_goodness(reward)
+        target = brain_core.target_log_ratio(log_prior, log_proposal, goodness)
+        ratio = brain_core.policy_log_ratio(log_policy, log_proposal)
     except ValueError as error:
-        raise UserError(
-            f"The importance weights cannot be computed ({error}). "
-            "Check the size of the rewards, --temperature and --goodness."
-        ) from error
+        raise UserError(_incomputable(error)) from error
+    return GroupTensors(groups, log_policy, log_prior, log_proposal, reward, goodness, target, ratio)
+
+
+def _incomputable(error: Exception) -> str:
+    """What to tell where the weights have no value."""
+    return (
+        f"The importance weights cannot be computed ({error}). Check the size of the rewards, --temperature and "
+        "--goodness."
+    )
 
 
 def weight_diagnostics(target: torch.Tensor, ratio: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -22,7 +22,7 @@ from llm.logprob import score
 from llm.models import Policy, load_policy
 from llm.records import Completion, Pair, Prompt, ScoredGroup
 from llm.rollout import sample_groups
-from llm.train import accumulate_gradient
+from llm.train import Objective, accumulate_gradient
 
 SIZES = {
     "s": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1024, "vocab_size": 32000},
@@ -111,7 +111,7 @@ class Phases:
     def training(self) -> None:
         """Forward and backward over the group."""
         self.policy.model.zero_grad()
-        accumulate_gradient(self.policy, [self.group], bradley_terry_log_goodness, 1.0)
+        accumulate_gradient(self.policy, [self.group], Objective(AlignConfig(), bradley_terry_log_goodness), 1.0)
 
 
 def seconds(run: Callable[[], object]) -> float:

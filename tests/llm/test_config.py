@@ -19,6 +19,7 @@ from llm.config import (
     AlignConfig,
     Command,
     asked_settings,
+    buffered_phases,
     changed_settings,
     dump_config,
     load_config,
@@ -27,6 +28,7 @@ from llm.config import (
 )
 from llm.console import entry_point
 from llm.errors import UserError
+from llm.methods import METHODS
 
 OWN = ["--model", "m", "--prompts", "p.jsonl", "--reward", "r"]
 DEFAULTS = AlignConfig()
@@ -315,17 +317,55 @@ def test_not_a_number_is_refused_from_every_source(tmp_path: Path) -> None:
 
 
 ZERO_IS_FINE = {"seed", "threads", "max_prompt_tokens", "train_rows", "warmup_steps", "weight_decay"}
-ZERO_IS_FINE |= {"adam_beta1", "adam_beta2"}
+ZERO_IS_FINE |= {"adam_beta1", "adam_beta2", "rso_accepted", "sft_weight", "label_smoothing"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_zero_is_refused_except_where_it_means_something(name: str) -> None:
-    changed = dataclasses.replace(GIVEN, **{name: 0})
+    method = next((key for key, method in METHODS.items() if name in method.heeds), "brain")
+    changed = dataclasses.replace(GIVEN, **{name: 0}, method=method)
     if name in ZERO_IS_FINE:
         validate(changed)
     else:
         with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0"):
             validate(changed)
+
+
+def test_a_setting_that_the_method_does_not_use_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--dpo-beta 0\.5: --method brain does not use it"):
+        validate(dataclasses.replace(GIVEN, dpo_beta=0.5))
+    validate(dataclasses.replace(GIVEN, dpo_beta=0.5, method="dpo-sft"))
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.is_paired])
+def test_methods_of_pairs_and_halves_refuse_an_odd_group(method: str) -> None:
+    with pytest.raises(UserError, match=f"--n 5: --method {method} needs an even number"):
+        validate(dataclasses.replace(GIVEN, method=method, n=5))
+
+
+def test_given_pairs_are_two() -> None:
+    with pytest.raises(UserError, match="--n 8: --method dpo trains on given pairs"):
+        validate(dataclasses.replace(GIVEN, method="dpo"))
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_rejection_sampling_accepts_an_even_number_of_its_candidates(count: int) -> None:
+    with pytest.raises(UserError, match=f"--rso-accepted {count}: must be an even number of at most --n 8"):
+        validate(dataclasses.replace(GIVEN, method="rso", rso_accepted=count))
+
+
+@pytest.mark.parametrize("rule", ["some", "window", "window:0", "window:-1", "window:x", "latest:2", "window:\u0663"])
+def test_an_unknown_buffer_is_refused(rule: str) -> None:
+    with pytest.raises(UserError, match=r"--buffer .*: must be all, latest or window:K"):
+        validate(dataclasses.replace(GIVEN, buffer=rule))
+
+
+def test_the_buffer_is_the_methods_own_unless_given() -> None:
+    assert buffered_phases(GIVEN) is None
+    assert buffered_phases(dataclasses.replace(GIVEN, method="rloo")) == 1
+    assert buffered_phases(dataclasses.replace(GIVEN, method="rloo", buffer="all")) is None
+    assert buffered_phases(dataclasses.replace(GIVEN, buffer="latest")) == 1
+    assert buffered_phases(dataclasses.replace(GIVEN, buffer="window:3")) == 3
 
 
 @pytest.mark.parametrize("name", ["adam_beta1", "adam_beta2"])

@@ -19,7 +19,7 @@ from letter_world import letter_config, letter_tokenizer, moved, save_llama
 from llm.logprob import score
 from llm.models import Policy, load_policy
 from llm.records import Completion, Prompt, ScoredGroup
-from llm.train import accumulate_gradient, make_log_goodness
+from llm.train import accumulate_gradient, make_objective
 from toy import CategoricalProblem, exact_moments
 
 PROMPT = Prompt("x", "ab", (3, 4), None)
@@ -72,13 +72,13 @@ def probability(group: tuple[int, ...], log_proposal: np.ndarray) -> float:
 
 def mean_training_gradient(world: Enumerated, n: int) -> torch.Tensor:
     """E over groups from the proposal of the gradient by which `llm.train` descends."""
-    goodness = make_log_goodness(letter_config(temperature=1.0))
+    objective = make_objective(letter_config(temperature=1.0))
     for group in itertools.combinations_with_replacement(range(len(SEQUENCES)), n):
         chosen = list(group)
         completions = tuple(COMPLETIONS[k] for k in group)
         cached = (world.log_prior[chosen], world.log_proposal[chosen], REWARD[chosen])
         scored = ScoredGroup(PROMPT, completions, *cached)
-        accumulate_gradient(world.policy, [scored], goodness, probability(group, world.log_proposal))
+        accumulate_gradient(world.policy, [scored], objective, probability(group, world.log_proposal))
     return torch.cat([parameter.grad.flatten() for parameter in world.policy.parameters()])
 
 

@@ -16,7 +16,15 @@ from llm.logprob import group_pairs, score, sequence_log_probs
 from llm.models import Policy, load_policy
 from llm.records import Pair, Prompt, ScoredGroup
 from llm.rollout import sample_groups
-from llm.train import accumulate_gradient, draw_batch, make_log_goodness, make_optimizer, train_step
+from llm.train import (
+    Objective,
+    accumulate_gradient,
+    draw_batch,
+    make_log_goodness,
+    make_objective,
+    make_optimizer,
+    train_step,
+)
 
 
 def groups_of(policy: Policy, texts: list[str], n: int = 4) -> list[ScoredGroup]:
@@ -59,8 +67,8 @@ TEXTS = ["abc", "z", "some longer text", "hello"]
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 def test_the_gradient_is_that_of_the_self_normalised_kl(policy: Policy, temperature: float) -> None:
     groups = groups_of(policy, TEXTS)
-    goodness = make_log_goodness(letter_config(temperature=temperature))
-    accumulate_gradient(policy, groups, goodness, 1 / len(groups))
+    objective = make_objective(letter_config(temperature=temperature))
+    accumulate_gradient(policy, groups, objective, 1 / len(groups))
     expected = independent_gradient(policy, groups, temperature)
     assert expected.norm() > 0.01
     assert (gradient(policy) - expected).norm() < 1e-5 * expected.norm()
@@ -92,7 +100,7 @@ def test_the_update_does_not_depend_on_how_the_batch_is_cut(cut: str, tmp_path: 
     def updated(rows: int) -> tuple[torch.Tensor, list[float]]:
         policy.load_adapter_state(start)
         config = letter_config(train_rows=rows, max_grad_norm=1e9)
-        stats = train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
+        stats = train_step(policy, make_optimizer(policy, config), groups, make_objective(config), 0)
         return gradient(policy).clone(), list(stats)
 
     whole, whole_stats = updated(16)
@@ -125,7 +133,7 @@ def test_only_a_group_that_does_not_fit_is_forwarded_twice(
 
     for module in (logprob, train):
         monkeypatch.setattr(module, "sequence_log_probs", counted)
-    train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
+    train_step(policy, make_optimizer(policy, config), groups, make_objective(config), 0)
     assert seen == passes
 
 
@@ -142,7 +150,7 @@ def test_recomputed_activations_give_the_same_gradient(engine: str, quantization
             calls.clear()
             cut = [groups] if rows == 16 else [[group] for group in groups]
             for part in cut:
-                accumulate_gradient(policy, part, lambda reward: reward, 1 / 4, rows=rows)
+                accumulate_gradient(policy, part, Objective(letter_config(), lambda reward: reward), 1 / 4, rows=rows)
             assert len(calls) == (1 + again if rows == 16 else 4 * (2 + 2 * (1 + again)))
             found.append(gradient(policy).clone())
     assert found[0].norm() > 0.01
@@ -166,22 +174,22 @@ def test_memory_that_runs_out_while_training_is_told_with_the_setting(
     groups = groups_of(policy, TEXTS)
     monkeypatch.setattr(train, "sequence_log_probs", full)
     with pytest.raises(UserError, match=r"^Out of memory while training \(.*allocate.*\)\. Lower --train-rows 8"):
-        train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
+        train_step(policy, make_optimizer(policy, config), groups, make_objective(config), 0)
 
 
 def test_training_on_one_batch_drives_its_self_normalised_kl_to_its_floor(in_letters: Path) -> None:
     config = letter_config(learning_rate=2e-2, warmup_steps=0, weight_decay=0.0)
     policy = load_policy(config)
-    groups, optimizer, goodness = groups_of(policy, TEXTS), make_optimizer(policy, config), make_log_goodness(config)
-    stats = [train_step(policy, optimizer, groups, config, goodness, step) for step in range(120)]
+    groups, optimizer, objective = groups_of(policy, TEXTS), make_optimizer(policy, config), make_objective(config)
+    stats = [train_step(policy, optimizer, groups, objective, step) for step in range(120)]
     assert stats[0].snkl > 0.1
     assert 0 <= stats[-1].snkl < 0.01 * stats[0].snkl
 
 
 def test_the_learning_rate_rises_linearly_and_then_stays(policy: Policy) -> None:
     config = letter_config(learning_rate=1e-4, warmup_steps=4)
-    groups, optimizer, goodness = groups_of(policy, TEXTS), make_optimizer(policy, config), make_log_goodness(config)
-    rates = [train_step(policy, optimizer, groups, config, goodness, step).learning_rate for step in range(6)]
+    groups, optimizer, objective = groups_of(policy, TEXTS), make_optimizer(policy, config), make_objective(config)
+    rates = [train_step(policy, optimizer, groups, objective, step).learning_rate for step in range(6)]
     assert rates == pytest.approx([0.25e-4, 0.5e-4, 0.75e-4, 1e-4, 1e-4, 1e-4])
 
 
@@ -200,7 +208,7 @@ def test_an_adapter_that_is_cut_off_from_the_loss_is_refused(policy: Policy) -> 
     for parameter in policy.parameters():
         parameter.register_hook(torch.zeros_like)
     with pytest.raises(UserError, match="exactly 0"):
-        train_step(policy, make_optimizer(policy, config), groups, config, make_log_goodness(config), 0)
+        train_step(policy, make_optimizer(policy, config), groups, make_objective(config), 0)
 
 
 def test_goodness_models_agree_with_their_formulas(in_letters: Path) -> None:
@@ -225,11 +233,11 @@ def test_a_group_without_goodness_leaves_the_policy_alone_and_is_counted(policy:
     def hopeless(reward: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(len(reward))[:, None] < 2, -torch.inf, reward)
 
-    both = accumulate_gradient(policy, groups, hopeless, 1 / 4)
+    both = accumulate_gradient(policy, groups, Objective(letter_config(), hopeless), 1 / 4)
     gradient_of_all = gradient(policy).clone()
     for parameter in policy.parameters():
         parameter.grad = None
-    accumulate_gradient(policy, groups[2:], lambda reward: reward, 1 / 4)
+    accumulate_gradient(policy, groups[2:], Objective(letter_config(), lambda reward: reward), 1 / 4)
     assert both[:, 5].tolist() == [1, 1, 0, 0]
     assert (gradient_of_all - gradient(policy)).norm() < 1e-5 * gradient(policy).norm()
 
@@ -239,4 +247,4 @@ def test_a_goodness_that_raises_or_overflows_is_told(in_letters: Path, policy: P
         make_log_goodness(letter_config(temperature=1.0, goodness="letter_rewards:raises"))(torch.zeros(1, 3))
     groups = groups_of(policy, TEXTS)
     with pytest.raises(UserError, match="importance weights cannot be computed"):
-        accumulate_gradient(policy, groups, make_log_goodness(letter_config(temperature=1e-310)), 1.0)
+        accumulate_gradient(policy, groups, make_objective(letter_config(temperature=1e-310)), 1.0)
