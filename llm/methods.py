@@ -192,12 +192,14 @@ def infonca(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
 
 def nca(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
     """Noise contrast of each completion by itself; weights and implicit rewards to the power `dpo_beta`."""
-    return brain_core.nca_coefficients(config.dpo_beta * g.log_goodness, g.over_prior, power=config.dpo_beta)
+    goodness, power = config.dpo_beta * g.log_goodness, config.dpo_beta
+    return brain_core.nca_coefficients(goodness, g.over_prior, power=power, on_empty="skip")
 
 
 def exo(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
     """The reverse divergence KL(β̂‖α̂), both to the power `dpo_beta`, with the prior as reference."""
-    return brain_core.exo_coefficients(config.dpo_beta * g.log_goodness, g.over_prior, power=config.dpo_beta)
+    goodness, power = config.dpo_beta * g.log_goodness, config.dpo_beta
+    return brain_core.exo_coefficients(goodness, g.over_prior, power=power, on_empty="skip")
 
 
 def rloo(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
