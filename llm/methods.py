@@ -109,7 +109,7 @@ def brain_weighted(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
 
 
 def dpg(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
-    """α/Ẑ, eq. (3), Ẑ from the other half of the group; also GDC's, which differs in its proposal."""
+    """α/Ẑ, eq. (4), Ẑ from the other half of the group; also GDC's, which differs in its proposal."""
 
     def coefficients(target: torch.Tensor, ratio: torch.Tensor, log_normalizer: torch.Tensor) -> torch.Tensor:
         return brain_core.dpg_coefficients(target, log_normalizer=log_normalizer)
@@ -118,7 +118,7 @@ def dpg(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
 
 
 def gdcpp(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
-    """α/Ẑ − β, eq. (4) with its baseline, Ẑ from the other half of the group (T8)."""
+    """α/Ẑ − β, DPG with a baseline, Ẑ from the other half of the group (T8)."""
 
     def coefficients(target: torch.Tensor, ratio: torch.Tensor, log_normalizer: torch.Tensor) -> torch.Tensor:
         return brain_core.gdcpp_coefficients(target, ratio, log_normalizer=log_normalizer)
@@ -217,20 +217,20 @@ METHODS = {
     "dpo-sft-iw": Method("eq. (22)", dpo_iw, "prior", is_paired=True),
     "dpo-sft-iw-n": Method("section 9.2", brain, "prior"),
     "dpo": Method("arXiv 2305.18290, eq. 7", dpo, "given", heeds=("dpo_beta",), is_paired=True),
-    "dpo-pl": Method("arXiv 2305.18290, eq. 20", plackett_luce, "prior", heeds=("dpo_beta",)),
+    "dpo-pl": Method("arXiv 2305.18290, appendix A.3", plackett_luce, "prior", heeds=("dpo_beta",)),
     "ipo": Method("arXiv 2310.12036, eq. 17", ipo, "prior", heeds=("dpo_beta",), is_paired=True),
     "cdpo": Method(
         "arXiv 2305.18290 with smoothed labels", cdpo, "prior", heeds=("dpo_beta", "label_smoothing"), is_paired=True
     ),
     "rso": Method("arXiv 2309.06657, algorithm 1", rso, "prior", heeds=("dpo_beta", "rso_accepted", "rso_loss")),
-    "slic": Method("arXiv 2305.10425, eq. 1", slic, "prior", heeds=("slic_margin", "sft_weight"), is_paired=True),
-    "rrhf": Method("arXiv 2304.05302, eqs. 2-4", rrhf, "prior", heeds=("sft_weight",)),
-    "dpg": Method("eq. (3)", dpg, "policy", is_paired=True),
-    "gdc": Method("arXiv 2012.11635, algorithm 2", dpg, "improving", buffer="latest", is_paired=True),
-    "gdcpp": Method("eq. (4), arXiv 2206.00761", gdcpp, "policy", is_paired=True),
-    "infonca": Method("arXiv 2402.05369, eq. 8", infonca, "prior", heeds=("dpo_beta",)),
-    "nca": Method("arXiv 2402.05369, eq. 11", nca, "prior", heeds=("dpo_beta",)),
-    "exo": Method("arXiv 2402.00856, eq. 15", exo, "prior", heeds=("dpo_beta",)),
+    "slic": Method("arXiv 2305.10425", slic, "prior", heeds=("slic_margin", "sft_weight"), is_paired=True),
+    "rrhf": Method("arXiv 2304.05302", rrhf, "prior", heeds=("sft_weight",)),
+    "dpg": Method("eq. (4)", dpg, "policy", is_paired=True),
+    "gdc": Method("arXiv 2012.11635", dpg, "improving", buffer="latest", is_paired=True),
+    "gdcpp": Method("arXiv 2206.00761", gdcpp, "policy", is_paired=True),
+    "infonca": Method("arXiv 2402.05369", infonca, "prior", heeds=("dpo_beta",)),
+    "nca": Method("arXiv 2402.05369", nca, "prior", heeds=("dpo_beta",)),
+    "exo": Method("arXiv 2402.00856", exo, "prior", heeds=("dpo_beta",)),
     "rloo": Method("arXiv 2402.14740", rloo, "policy", buffer="latest", heeds=("clip",)),
     "best-of-n": Method("likelihood of the best of n", best_of_n, "prior"),
 }

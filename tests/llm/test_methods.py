@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -266,6 +267,23 @@ def test_rsos_hinge_is_its_oracles(policy: Policy) -> None:
 def test_every_method_has_an_oracle_and_a_name_on_the_command_line() -> None:
     assert set(METHODS) == set(get_args(METHOD_NAMES))
     assert {name for name, method in METHODS.items() if method.coefficients is not None} == set(ORACLES)
+
+
+def test_the_documented_table_is_the_methods() -> None:
+    """Source, proposal, buffer and settings are those of the code; the last column is what is tested here."""
+    table = re.findall(r"^\| `([a-z-]+)` \| (.*) \| (\w+) \| (\w+) \| (.*)\| (.+) \|$", DOCS.read_text(), re.M)
+    assert [row[0] for row in table] == list(METHODS)
+    for name, source, proposal, buffer, heeded, held_against in table:
+        method = METHODS[name]
+        assert (source, proposal, buffer) == (method.source, method.proposal, method.buffer)
+        assert re.findall(r"`--([a-z-]+)`", heeded) == [setting.replace("_", "-") for setting in method.heeds]
+        if name in ORACLES:
+            assert held_against == ORACLES[name][0]
+
+
+def test_every_method_has_a_paragraph() -> None:
+    paragraphs = re.findall(r"^\*\*(`.*)\.\*\* ", DOCS.read_text(), re.M)
+    assert sorted(re.findall(r"`([a-z-]+)`", " ".join(paragraphs))) == sorted(METHODS)
 
 
 @pytest.mark.parametrize("method", ORACLES)
