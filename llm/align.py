@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from llm import processes, report
+from llm.alarms import Alarms, judge_disagrees
 from llm.checkpoint import TrainerState, load_best_adapter, load_checkpoint, model_card, save_adapter, save_checkpoint
 from llm.config import (
     GOODNESS,
@@ -57,7 +58,7 @@ from llm.run_folder import (
     stored_config,
     versions,
 )
-from llm.store import MetricsLog, ShardFolder, write_json
+from llm.store import MetricsLog, ShardFolder, read_events, write_json
 from llm.streams import text_fingerprint
 from llm.tracking import Tracker
 from llm.train import Objective, draw_batch, make_objective, make_optimizer, train_step
@@ -87,12 +88,21 @@ class Run:
     optimizer: torch.optim.Optimizer
     metrics: MetricsLog
     tracker: Tracker
+    alarms: Alarms
 
     def log(self, event: str, step: int, **values: Any) -> None:
-        """Write one event to metrics.jsonl and its numbers to the tracker."""
-        if processes.is_first():
-            self.metrics.write({"event": event, "step": step, **values})
-            self.tracker.log(event, step, values)
+        """Write one event to metrics.jsonl and its numbers to the tracker, and say what it gives rise to."""
+        if not processes.is_first():
+            return
+        self.metrics.write({"event": event, "step": step, **values})
+        self.tracker.log(event, step, values)
+        for name, text in self.alarms.observe({"event": event, "step": step, **values}):
+            self.alarm(name, step, text)
+
+    def alarm(self, name: str, step: int, text: str) -> None:
+        """Say an alarm and keep it for the report."""
+        say(f"Alarm: {text}")
+        self.metrics.write({"event": "alarm", "step": step, "name": name, "text": text})
 
     def __enter__(self) -> Run:
         return self
@@ -169,6 +179,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
         make_optimizer(policy, config),
         MetricsLog(folder / "metrics.jsonl"),
         Tracker(config, folder),
+        Alarms(config),
     )
 
 
@@ -178,6 +189,7 @@ def begin(this: Run) -> tuple[list[EvalRecord], TrainerState]:
     processes.check_same("checkpoint", lambda: (state and state.step, adapter_digest(this.policy)))
     if processes.is_first():
         this.metrics.cut(state.metrics_bytes if state else 0)
+        this.alarms = Alarms(this.config, read_events(this.folder / "metrics.jsonl"))
     if state is not None:
         say(f"Going on at step {state.step} of {this.config.e * this.config.k}.")
         if state.best["step"] == state.step:
@@ -221,6 +233,7 @@ def phase_groups(this: Run, phase: int, step: int) -> list[ScoredGroup]:
         mean_reward=_average([float(group.reward.mean()) for group in groups]),
         kl_to_prior=_average([float((group.log_proposal - group.log_prior).mean()) for group in groups]),
         completion_length=_average([len(completion.token_ids) for completion in completions]),
+        distinct_completions=_average([_distinct(group) for group in groups]),
         cut_completions=sum(completion.finish_reason == "length" for completion in completions),
         self_consistency=_self_consistency(this, groups[-1]),  # the longest prompt
         seconds=time.monotonic() - started,
@@ -313,6 +326,8 @@ def finish(
         "counts": _counts(this),
     }
     write_json(this.folder / "summary.json", summary)
+    if text := judge_disagrees(summary["change"]):
+        this.alarm("judge", state.step, text)
     report.write(this.folder)
     print(report.closing_table(this.folder))
     return summary
@@ -461,6 +476,11 @@ def _counts(this: Run) -> dict[str, int]:
         "completions": config.e * config.m * config.n,
         "trainable_parameters": sum(p.numel() for p in this.policy.parameters()),
     }
+
+
+def _distinct(group: ScoredGroup) -> float:
+    """The share of a group's completions that differ."""
+    return len({completion.token_ids for completion in group.completions}) / len(group.completions)
 
 
 def _average(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +49,28 @@ class Completion:
     text: str
     sampler_log_prob: float = field(default=math.nan, compare=False)
 
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Completion:
+        """Read a completion from a row of a table."""
+        values = {place.name: row[place.name] for place in fields(cls)}
+        return cls(**values | {"token_ids": tuple(row["token_ids"])})
+
 
 Pair = tuple[Prompt, Completion]
+
+
+class TokenScores(NamedTuple):
+    """What token-level methods cache of G completions, an array of |y| for each.
+
+    Attributes:
+        log_prior: log p of every token, nats.
+        log_proposal: log q' of every token under the proposal that sampled it, nats.
+        values: The value head's, of what stood before every token, at that time; none without a value head.
+    """
+
+    log_prior: tuple[np.ndarray, ...]
+    log_proposal: tuple[np.ndarray, ...]
+    values: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,8 @@ class ScoredGroup:
         log_proposal: (G,) log q'(y|x) under the proposal that sampled this very group, nats.
         reward: (G,) r(x, y).
         phase: The phase that it was collected in.
+        tokens: The same token by token, for methods that ask for it.
+        quantile: (G,) quantile of each reward among all that were collected, 1 the worst, for methods that ask for it.
     """
 
     prompt: Prompt
@@ -72,6 +94,8 @@ class ScoredGroup:
     log_proposal: np.ndarray
     reward: np.ndarray
     phase: int = 0
+    tokens: TokenScores | None = None
+    quantile: np.ndarray | None = None
 
 
 class TokenBatch(NamedTuple):
@@ -92,6 +116,31 @@ class TokenBatch(NamedTuple):
     completion_mask: torch.Tensor
 
 
+class TokenOutputs(NamedTuple):
+    """What one forward pass tells of N completions, of M tokens altogether.
+
+    Attributes:
+        log_probs: (N, C) log-probability of every token, nats, 0 at padding.
+        mask: (N, C) True for tokens.
+        hidden: (K, d) last hidden states.
+        sources: (M,) the rows of `hidden` that predict the tokens, completion by completion.
+    """
+
+    log_probs: torch.Tensor
+    mask: torch.Tensor
+    hidden: torch.Tensor
+    sources: torch.Tensor
+
+    @property
+    def states(self) -> torch.Tensor:
+        """(M, d) the hidden states that predict the tokens."""
+        return self.hidden.index_select(0, self.sources)
+
+    def placed(self, values: torch.Tensor) -> torch.Tensor:
+        """(M,) values of tokens as (N, C), 0 at padding."""
+        return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+
+
 class StepStats(NamedTuple):
     """What one gradient step reports; means over the groups of its batch.
 
@@ -103,7 +152,9 @@ class StepStats(NamedTuple):
         total_variation: TV between the two weight vectors.
         empty_groups: Share of groups whose goodness is 0 throughout; they leave the policy alone.
         likelihood_drift: Mean change of log q since sampling, nats a sequence.
+        coefficient_size: Σ|c| over a group; of BRAIn twice the TV.
         grad_norm: L2 norm of the gradient before clipping.
+        gradient_signal: 1 where successive gradients agree; (1 − β₁)/(1 + β₁) of Adam where they are noise.
         learning_rate: The rate used.
     """
 
@@ -114,7 +165,9 @@ class StepStats(NamedTuple):
     total_variation: float
     empty_groups: float
     likelihood_drift: float
+    coefficient_size: float
     grad_norm: float
+    gradient_signal: float
     learning_rate: float
 
 

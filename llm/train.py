@@ -93,11 +93,25 @@ def train_step(
     diagnostics = torch.tensor(processes.dealt(batch, chunk, work), dtype=torch.float64).mean(0).tolist()
     processes.sum_gradients(policy.parameters())
     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
-    _check_gradient(norm, total_variation=diagnostics[4])
+    _check_gradient(norm, coefficient_size=diagnostics[-1])
     for settings in optimizer.param_groups:
         settings["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
     optimizer.step()
-    return StepStats(*[*diagnostics, norm, optimizer.param_groups[0]["lr"]])
+    return StepStats(*[*diagnostics, norm, gradient_signal(optimizer), optimizer.param_groups[0]["lr"]])
+
+
+def gradient_signal(optimizer: torch.optim.Optimizer) -> float:
+    """Return the squared norm of Adam's mean gradient over the sum of its mean squares, both corrected for their start.
+
+    It is 1 where successive gradients agree and (1 − β₁)/(1 + β₁) where they are independent noise.
+    """
+    beta1, beta2 = optimizer.param_groups[0]["betas"]
+    mean = square = 0.0
+    for state in optimizer.state.values():
+        step = float(state["step"])
+        mean += float(state["exp_avg"].square().sum()) / (1 - beta1**step) ** 2
+        square += float(state["exp_avg_sq"].sum()) / (1 - beta2**step)
+    return mean / square if square else 0.0
 
 
 def accumulate_gradient(
@@ -116,7 +130,7 @@ def accumulate_gradient(
         rows: Completions in one forward and backward pass; all of them unless given.
 
     Returns:
-        (B, 7) diagnostics per group, in the order of `StepStats`.
+        (B, 8) diagnostics per group, in the order of `StepStats`.
     """
     pairs = [pair for group in groups for pair in group_pairs(group)]
     rows = rows or len(pairs)
@@ -144,7 +158,7 @@ def group_coefficients(
         objective: What to ascend.
 
     Returns:
-        (B·G,) coefficients, and (B, 7) diagnostics per group, in the order of `StepStats`.
+        (B·G,) coefficients, and (B, 8) diagnostics per group, in the order of `StepStats`.
     """
     tensors = group_tensors(groups, log_policy.view(len(groups), -1), objective.log_goodness)
     try:
@@ -152,7 +166,8 @@ def group_coefficients(
     except (ValueError, OverflowError) as error:
         raise UserError(_incomputable(error)) from error
     drift = brain_core.likelihood_drift(tensors.log_policy, tensors.log_proposal)
-    return coefficients.flatten(), torch.stack([*weight_diagnostics(tensors.target, tensors.ratio), drift], -1)
+    size = coefficients.abs().sum(-1)
+    return coefficients.flatten(), torch.stack([*weight_diagnostics(tensors.target, tensors.ratio), drift, size], -1)
 
 
 def _backward(log_policy: torch.Tensor, coefficients: torch.Tensor, weight: float) -> None:
@@ -209,14 +224,14 @@ def _stacked(groups: Sequence[ScoredGroup], name: str) -> torch.Tensor:
     return torch.from_numpy(np.stack([getattr(group, name) for group in groups]))
 
 
-def _check_gradient(norm: float, *, total_variation: float) -> None:
+def _check_gradient(norm: float, *, coefficient_size: float) -> None:
     """Refuse a gradient that cannot be right."""
     if not np.isfinite(norm):
         raise UserError("The gradient is not finite. Lower --learning-rate, or use a wider --dtype.")
-    if norm == 0.0 and total_variation > 1e-6:
+    if norm == 0.0 and coefficient_size > 1e-6:
         raise UserError(
-            "The gradient is exactly 0 although target and policy weights differ: the adapter is cut off from the "
-            "loss. Choose other --lora-targets, or another --quantization."
+            "The gradient is exactly 0 although completions are to become more or less likely: the adapter is cut off "
+            "from the loss. Choose other --lora-targets, or another --quantization."
         )
 
 
