@@ -1,0 +1,152 @@
+"""`python -m llm.experiments NAME`: the paper's tables and claims as commands, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from llm.config import AlignConfig, parse_command
+from llm.console import entry_point, say
+from llm.errors import UserError
+from llm.experiments import tables
+from llm.experiments.cells import Cell, CellStore, Row, run_cells
+from llm.experiments.studies import RATES, STUDIES, Arm, Study
+from llm.models import folder_fingerprint
+from llm.plugins import load_callable
+from llm.rewards import function_fingerprint
+from llm.run_folder import versions
+from llm.streams import text_fingerprint
+
+QUICK: dict[str, Any] = {"e": 2, "m": 16, "n": 4, "k": 4, "batch": 4, "validation_count": 16, "test_count": 32}
+"""Sizes of `--quick`: whether everything works, not what is true."""
+
+
+@dataclass(frozen=True)
+class ExperimentsCommand:
+    """Run an experiment, or go on with it: what is finished is not run again.
+
+    Other options are those of llm.align, for the base settings: --preset NAME, or --model DIR --prompts FILE ….
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """The experiment, or all: table1, table3, baseline, samples, proposal, temperature, goodness or frontier."""
+    seeds: int = 3
+    """Seeds of each arm; the learning rate is chosen on the first one."""
+    quick: bool = False
+    """Tiny runs of one seed and one learning rate: to see that everything works."""
+    arms: tuple[str, ...] = ()
+    """Only these rows of the table."""
+    processes: int = 2
+    """Runs at one time, a thread each."""
+    out: str = "experiments"
+    """Folder of tables, finished cells (cells.csv) and runs."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    command, settings = tyro.cli(
+        ExperimentsCommand, args=list(arguments), prog="python -m llm.experiments", config=(), return_unknown_args=True
+    )
+    names = list(STUDIES) if command.name == "all" else [command.name]
+    if unknown := [name for name in names if name not in STUDIES]:
+        raise UserError(f"{unknown[0]}: no such experiment. There are: {', '.join(STUDIES)}, and all.")
+    base = parse_command(settings).settings
+    base = dataclasses.replace(base, tracker="none", threads=1, **(QUICK if command.quick else {}))
+    world, folder = world_fingerprint(base), Path(command.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    store = CellStore(folder / "cells.csv")
+    line = f"python -m llm.experiments {shlex.join(arguments)}"
+    for name in names:
+        study = _chosen(STUDIES[name](base), command.arms)
+        runs = _run(study, base, world, store, folder / "runs", command)
+        stamp = {"world": world[:16], "settings": _settings_hash(base), "version": versions()["brain-align"]}
+        tables.write(folder, name, study, runs, stamp, line)
+        say((folder / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def _chosen(study: Study, labels: Sequence[str]) -> Study:
+    """The experiment with only some of its rows."""
+    known = [arm.label for arm in study.arms]
+    if unknown := [label for label in labels if label not in known]:
+        raise UserError(f"--arms {unknown[0]}: no such row. There are: {', '.join(known)}.")
+    return dataclasses.replace(study, arms=tuple(a for a in study.arms if not labels or a.label in labels))
+
+
+def _run(
+    study: Study, base: AlignConfig, world: str, store: CellStore, runs: Path, command: ExperimentsCommand
+) -> dict[str, list[Row]]:
+    """Choose each arm's learning rate on the first seed, then run the others; return the rows of each arm."""
+    runs.mkdir(parents=True, exist_ok=True)
+    rates = [base.learning_rate * factor for factor in ((1.0,) if command.quick else RATES)]
+    seeds = range(base.seed, base.seed + (1 if command.quick else command.seeds))
+    grid = {arm.label: [_cell(arm, base, world, rate, seeds[0]) for rate in rates] for arm in study.arms}
+    say(_estimate(study, store, len(rates), len(seeds), command.processes))
+    run_cells([cell for cells in grid.values() for cell in cells], store, runs, base, processes=command.processes)
+    chosen = {
+        arm.label: [_cell(arm, base, world, _best(grid[arm.label], store), seed) for seed in seeds]
+        for arm in study.arms
+    }
+    run_cells([cell for cells in chosen.values() for cell in cells], store, runs, base, processes=command.processes)
+    return {label: [store.rows[cell.key] for cell in cells] for label, cells in chosen.items()}
+
+
+def _cell(arm: Arm, base: AlignConfig, world: str, rate: float, seed: int) -> Cell:
+    """The run of an arm at a learning rate and seed; methods of the prior share one store of rollouts."""
+    config = dataclasses.replace(arm.config(base), learning_rate=rate, seed=seed)
+    if not arm.shares or config.method == "dpo-sft-iw-n":
+        return Cell(config, world)
+    sampled = {name: getattr(config, name) for name in ("e", "m", "n")}
+    source = dataclasses.replace(base, method="dpo-sft-iw-n", seed=seed, **sampled)
+    return Cell(config, world, Cell(source, world))
+
+
+def _best(cells: Sequence[Cell], store: CellStore) -> float:
+    """The learning rate with the best validation win rate; of equal ones the lowest."""
+    rows = [store.rows[cell.key] for cell in cells]
+    return max(rows, key=lambda row: (row.validation_win_rate, -row.learning_rate)).learning_rate
+
+
+def _estimate(study: Study, store: CellStore, rates: int, seeds: int, processes: int) -> str:
+    """What is ahead, from the runs that are finished."""
+    runs = len(study.arms) * (rates + seeds - 1)
+    known = [row.seconds for row in store.rows.values()]
+    each = sum(known) / len(known) if known else 60.0
+    hours = runs * each / processes / 3600
+    return f"{study.title} At most {runs} runs of about {each:.0f} s, {processes} at a time: {hours:.1f} hours."
+
+
+def world_fingerprint(config: AlignConfig) -> str:
+    """Fingerprint the contents of model, prompts, reward and judge, so that rows are of one world.
+
+    Args:
+        config: The base settings.
+    """
+    parts = []
+    for name in ("model", "prompts", "test_prompts", "reward", "judge"):
+        source = getattr(config, name)
+        if Path(source).is_dir():
+            parts.append(folder_fingerprint(Path(source)))
+        elif Path(source).is_file():
+            parts.append(text_fingerprint(Path(source).read_bytes().hex()))
+        elif ":" in source and name in ("reward", "judge"):
+            parts.append(function_fingerprint(source, load_callable(source, option=f"--{name}")))
+        else:
+            parts.append(source)
+    return text_fingerprint(parts)
+
+
+def _settings_hash(base: AlignConfig) -> str:
+    """Fingerprint of the base settings, without names of files."""
+    named = ("model", "prompts", "test_prompts", "reward", "judge", "out")
+    return text_fingerprint({k: v for k, v in dataclasses.asdict(base).items() if k not in named})[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))

@@ -1,0 +1,35 @@
+"""Other baselines than β̂ for the self-normalised gradient, as coefficients for `--method` (section 9.3)."""
+
+from __future__ import annotations
+
+import torch
+
+import brain_core
+from llm.config import AlignConfig
+from llm.methods import GroupTensors
+
+
+def uniform(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
+    """α̂ − 1/n: as if policy and proposal were one."""
+    return brain_core.brain_coefficients(g.target, torch.zeros_like(g.target), on_empty="skip")
+
+
+def leave_one_out(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
+    """α̂ − β · (mean α̂ of the others), β not normalised: importance-weighted leave-one-out (T8) over A."""
+    weights = brain_core.self_normalized_weights(g.target, on_empty="skip")
+    others = (weights.sum(-1, keepdim=True) - weights) / (weights.shape[-1] - 1)
+    return weights - g.ratio.exp() * others
+
+
+def posterior_ratio(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
+    """α̂ − β/n: the baseline Z·q_θ/q' of GDC++, Z the group's own mean of α."""
+    weights = brain_core.self_normalized_weights(g.target, on_empty="skip")
+    has_mass = weights.sum(-1, keepdim=True) > 0
+    return torch.where(has_mass, weights - g.ratio.exp() / weights.shape[-1], 0.0)
+
+
+def variance_optimal(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
+    """α̂ − λ β̂ with the λ of least Σ c²: the least variance where all ∇ log q_θ(y) are of one length and orthogonal."""
+    weights = brain_core.self_normalized_weights(g.target, on_empty="skip")
+    policy = brain_core.self_normalized_weights(g.ratio)
+    return weights - (weights * policy).sum(-1, keepdim=True) / (policy**2).sum(-1, keepdim=True) * policy

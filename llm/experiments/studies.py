@@ -1,0 +1,225 @@
+"""The experiments by name: which runs each needs, and which claims of the paper it decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm.config import AlignConfig
+from llm.methods import METHODS
+
+RATES = (0.3, 1.0, 3.0)
+"""The grid of learning rates, times the base's."""
+TABLE1 = ("brain", "dpo", "dpo-sft", "rso")
+OTHERS = tuple(name for name in METHODS if name not in TABLE1)
+FRONTIER = ("brain", "snis", "dpo-sft", "rso", "rloo", "best-of-n", "infonca", "gdcpp")
+BASELINES = "llm.experiments.baselines"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table: settings whose learning rate is chosen from the grid.
+
+    Attributes:
+        label: Its name in the table.
+        changes: What it changes in the base settings.
+        shares: Whether it may train on the prior's rollouts that other arms of the same size use.
+    """
+
+    label: str
+    changes: tuple[tuple[str, Any], ...] = ()
+    shares: bool = False
+
+    def config(self, base: AlignConfig) -> AlignConfig:
+        """Return the base settings with this arm's in place."""
+        return dataclasses.replace(base, **dict(self.changes))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about two arms: the first one's win rate is above the second one's.
+
+    Attributes:
+        text: The claim in words.
+        paper: The paper's figure.
+        first: Label of an arm; `second` of another.
+        judge: Whether the independent judge decides; else the reward model.
+    """
+
+    text: str
+    paper: str
+    first: str
+    second: str
+    judge: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment.
+
+    Attributes:
+        title: What it asks.
+        arms: Its rows.
+        claims: What it decides.
+        axis: The setting that a figure has on its horizontal axis, if any.
+    """
+
+    title: str
+    arms: tuple[Arm, ...]
+    claims: tuple[Claim, ...] = ()
+    axis: str = ""
+
+
+def arm(method: str, label: str = "", **changes: Any) -> Arm:
+    """Return the arm of a method."""
+    shares = method in METHODS and METHODS[method].proposal == "prior"
+    return Arm(label or method, (("method", method), *changes.items()), shares)
+
+
+def study(name: str, base: AlignConfig) -> Study:
+    """Return the experiment of that name for some base settings."""
+    return STUDIES[name](base)
+
+
+def table1(base: AlignConfig) -> Study:
+    """Table 1: BRAIn against DPO, DPO-sft, RSO, and every other method."""
+    arms = [arm(name) for name in (*TABLE1, *OTHERS)]
+    claims = [
+        Claim(f"BRAIn beats {other} by the {who}", paper, "brain", other, judge)
+        for other, pair in PAPER_TABLE1.items()
+        for judge, who, paper in ((False, "train reward model", pair[0]), (True, "independent judge", pair[1]))
+    ]
+    hacking = [
+        Claim("DPO-sft beats DPO by the train reward model", "87.37 / 54.60; 90.86 / 86.72", "dpo-sft", "dpo"),
+        Claim(
+            "DPO-sft beats DPO by the judge (the paper: it does not)",
+            "66.68 / 67.02; 60.55 / 60.26",
+            "dpo-sft",
+            "dpo",
+            True,
+        ),
+    ]
+    return Study("How does BRAIn compare with other methods?", tuple(arms), tuple(claims + hacking))
+
+
+def table3(base: AlignConfig) -> Study:
+    """Table 3: from DPO-sft to BRAIn, one restriction at a time."""
+    arms = (
+        arm("dpo-sft", "DPO-sft", dpo_beta=1.0),
+        arm("dpo-sft-iw", "DPO-sft+IW"),
+        arm("dpo-sft-iw-n", "DPO-sft+IW+n"),
+        arm("brain", "BRAIn"),
+    )
+    steps = [("DPO-sft+IW", "DPO-sft", "89.21 / 87.37", "69.28 / 66.78")]
+    steps += [("DPO-sft+IW+n", "DPO-sft+IW", "93.30 / 89.21", "73.89 / 69.28")]
+    steps += [("BRAIn", "DPO-sft+IW+n", "95.40 / 93.30", "74.36 / 73.89")]
+    claims = [
+        Claim(f"{one} beats {other} by the {who}", paper, one, other, judge)
+        for one, other, reward, judged in steps
+        for judge, who, paper in ((False, "train reward model", reward), (True, "independent judge", judged))
+    ]
+    return Study("Which step from DPO-sft to BRAIn helps?", arms, tuple(claims))
+
+
+def baseline(base: AlignConfig) -> Study:
+    """Section 9.3: the baseline, taken away or replaced."""
+    arms = (
+        arm("brain", "β̂ (BRAIn)"),
+        arm("snis", "none"),
+        *(arm(f"{BASELINES}:{name}", label) for name, label in BASELINE_LABELS.items()),
+    )
+    claims = (
+        Claim("The baseline helps by the train reward model", "95.21 / 61.1; 95.40 / 58.3", "β̂ (BRAIn)", "none"),
+        Claim("The baseline helps by the independent judge", "–", "β̂ (BRAIn)", "none", True),
+    )
+    return Study("What does the self-normalised baseline do?", arms, claims)
+
+
+def samples(base: AlignConfig) -> Study:
+    """Section 9.4: the number of completions."""
+    sizes = (2, 4, 8, 16, 32)
+    arms = tuple(arm(m, f"{m}, n = {n}", n=n) for m in ("brain", "dpo-sft") for n in sizes)
+    steps = [(m, a, b) for m in ("brain", "dpo-sft") for a, b in zip(sizes[1:], sizes, strict=False)]
+    claims = [
+        Claim(
+            f"{m}: n = {a} beats n = {b}",
+            "saturates at 8" if m == "brain" else "monotone",
+            f"{m}, n = {a}",
+            f"{m}, n = {b}",
+        )
+        for m, a, b in steps
+    ]
+    return Study("How many completions of a prompt?", arms, tuple(claims), axis="n")
+
+
+def proposal(base: AlignConfig) -> Study:
+    """Section 9.5: the proposal, updated never or every k steps, at equal completions and steps."""
+    steps, prompts = base.e * base.k, base.e * base.m
+    updates = [e for e in (2, 4, 8, 16) if steps % e == 0 and prompts % e == 0 and prompts // e >= base.batch]
+    arms = [arm("dpo-sft-iw-n", "never updated")]
+    arms += [arm("brain", f"k = {steps // e}", e=e, k=steps // e, m=prompts // e) for e in updates]
+    claims = [
+        Claim(
+            f"k = {steps // e} beats never updating",
+            "95.40 / 93.3; 95.21 / 93.48",
+            f"k = {steps // e}",
+            "never updated",
+        )
+        for e in updates
+    ]
+    return Study("Does updating the proposal help?", tuple(arms), tuple(claims), axis="k")
+
+
+def temperature(base: AlignConfig) -> Study:
+    """An open question: the temperature of the target."""
+    values = [base.temperature * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    arms = tuple(arm("brain", f"temperature {value:g}", temperature=value) for value in values)
+    return Study("How sharp should the target be?", arms, axis="temperature")
+
+
+def goodness(base: AlignConfig) -> Study:
+    """An open question: Bradley–Terry against logistic goodness."""
+    arms = (arm("brain", "Bradley-Terry"), arm("brain", "logistic", goodness="logistic", temperature=1.0))
+    claims = (
+        Claim("Bradley-Terry beats logistic by the train reward model", "–", "Bradley-Terry", "logistic"),
+        Claim("Bradley-Terry beats logistic by the independent judge", "–", "Bradley-Terry", "logistic", True),
+    )
+    return Study("Which reading of the reward?", arms, claims)
+
+
+def frontier(base: AlignConfig) -> Study:
+    """KL against reward for eight methods."""
+    return Study("What reward at which KL?", tuple(arm(name) for name in FRONTIER))
+
+
+PAPER_TABLE1 = {
+    "dpo": ("95.40 / 54.60; 95.21 / 86.72", "74.36 / 67.02; 64.74 / 60.26"),
+    "dpo-sft": ("95.40 / 87.37; 95.21 / 90.86", "74.36 / 66.68; 64.74 / 60.55"),
+    "rso": ("95.40 / 84.59; 95.21 / 91.24", "74.36 / 67.22; 64.74 / 60.41"),
+}
+"""Win rates in the paper, BRAIn's and the other's: AnthropicHH; TL;DR."""
+
+BASELINE_LABELS = {
+    "uniform": "1/n",
+    "leave_one_out": "leave one out",
+    "posterior_ratio": "Z·π/q",
+    "variance_optimal": "variance-optimal",
+}
+
+STUDIES: dict[str, Callable[[AlignConfig], Study]] = {
+    "table1": table1,
+    "table3": table3,
+    "baseline": baseline,
+    "samples": samples,
+    "proposal": proposal,
+    "temperature": temperature,
+    "goodness": goodness,
+    "frontier": frontier,
+}
+
+
+def labels(arms: Sequence[Arm]) -> list[str]:
+    """Return the arms' names."""
+    return [one.label for one in arms]

@@ -1,0 +1,149 @@
+"""The experiments: each run once, tables with intervals, verdicts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from letter_world import LETTERS, letter_config
+from llm.errors import UserError
+from llm.experiments import cells as cells_module
+from llm.experiments.__main__ import _best, main, world_fingerprint
+from llm.experiments.cells import Cell, CellStore, Row
+from llm.experiments.studies import STUDIES, Arm
+from llm.experiments.verdicts import Interval, difference, mean_interval, wins
+
+ROW = Row("k", "w", "brain", 0, 1e-3, "{}", 4, 0.5, "WLTW", "WWLL", "1 2 3 4", "1 2 3 4", 0.1, 5.0, 48, 96, 1.5, "0")
+ALIGN = ["--model", "model", "--prompts", "prompts.jsonl", "--reward", "letter_rewards:count_a", "--judge"]
+ALIGN += ["letter_rewards:grade", "--max-new-tokens", "6", "--temperature", "0.2", "--learning-rate", "0.01"]
+
+
+def experiment(*arguments: str) -> None:
+    """Run the command in the world of letters, with `--quick`, one run at a time."""
+    main([*arguments, "--quick", "--processes", "1", "--out", "found", *ALIGN])
+
+
+def test_a_cell_is_named_by_its_settings_and_world_and_not_by_its_place() -> None:
+    cell = Cell(letter_config("here"), "world")
+    assert cell.key == Cell(letter_config("there", threads=2, model="copy/of/model"), "world").key
+    others = [
+        Cell(letter_config(seed=1), "world"),
+        Cell(letter_config(), "other"),
+        Cell(letter_config(), "world", cell),
+    ]
+    assert len({cell.key, *(other.key for other in others)}) == 4
+
+
+def test_rows_are_read_back_as_they_were_kept(tmp_path: Path) -> None:
+    store = CellStore(tmp_path / "cells.csv")
+    rows = [dataclasses.replace(ROW, cell=key, settings='{"n": 2, "a": "x,y"}', learning_rate=1 / 3) for key in "ba"]
+    for row in rows:
+        store.add(row)
+    assert CellStore(tmp_path / "cells.csv").rows == {row.cell: row for row in rows}
+
+
+@pytest.mark.parametrize("damage", ["nonsense\n1\n", "cell,world\nk,w\n"])
+def test_a_damaged_file_of_cells_is_named(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "cells.csv").write_text(damage)
+    with pytest.raises(UserError, match=r"cells\.csv, row 1: is not a finished cell"):
+        CellStore(tmp_path / "cells.csv")
+
+
+def test_the_best_learning_rate_is_the_lowest_of_the_best_by_validation(tmp_path: Path) -> None:
+    store, grid = CellStore(tmp_path / "cells.csv"), []
+    for rate, won in ((3e-3, 0.8), (1e-3, 0.8), (3e-4, 0.7)):
+        cell = Cell(letter_config(learning_rate=rate), "w")
+        grid.append(cell)
+        store.add(dataclasses.replace(ROW, cell=cell.key, learning_rate=rate, validation_win_rate=won))
+    assert _best(grid, store) == 1e-3
+
+
+def test_letters_are_counted_as_strict_wins() -> None:
+    assert wins(["WLT", "TTW"]).tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.1, 0.02, 0.2), "holds"), ((-0.1, -0.2, -0.02), "does not hold"), ((0.1, -0.02, 0.2), "undecided")],
+)
+def test_a_verdict_is_the_sign_of_the_interval(interval: tuple[float, float, float], verdict: str) -> None:
+    assert Interval(*interval).verdict() == verdict
+
+
+def test_pairing_by_prompt_and_seed_narrows_a_difference() -> None:
+    draws = np.random.default_rng(0)
+    easy = draws.random((3, 200)) < draws.random(200)
+    better = easy | (draws.random((3, 200)) < 0.1)
+    paired = difference(better.astype(float), easy.astype(float))
+    shuffled = difference(better.astype(float), draws.permutation(easy.astype(float), axis=1))
+    assert paired.low > 0
+    assert paired.high - paired.low < 0.7 * (shuffled.high - shuffled.low)
+
+
+def test_the_interval_covers_the_mean_over_prompts() -> None:
+    """One seed, 200 prompts: 95 % of 400 intervals hold the mean, within four standard errors (4.4 points)."""
+    draws, hits = np.random.default_rng(1), 0
+    for _ in range(400):
+        found = mean_interval((draws.random((1, 200)) < 0.3).astype(float))
+        hits += found.low <= 0.3 <= found.high
+    assert 0.906 <= hits / 400 <= 0.994
+
+
+def test_every_study_has_arms_of_its_claims_and_settings_that_exist() -> None:
+    base = letter_config(e=4, m=48, k=40, n=8, batch=8)
+    for name, make in STUDIES.items():
+        study = make(base)
+        known = [arm.label for arm in study.arms]
+        assert len(set(known)) == len(known), name
+        assert {label for claim in study.claims for label in (claim.first, claim.second)} <= set(known), name
+        for arm in study.arms:
+            assert isinstance(arm, Arm)
+            arm.config(base)
+
+
+def test_the_world_changes_with_the_files_in_it(in_letters: Path) -> None:
+    config = letter_config(judge="letter_rewards:grade")
+    before = world_fingerprint(config)
+    assert before == world_fingerprint(dataclasses.replace(config, seed=3, out="x"))
+    with open("prompts.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "one more"}) + "\n")
+    assert world_fingerprint(config) != before
+
+
+@pytest.mark.slow
+def test_an_experiment_is_run_once_and_written_with_its_world(
+    in_letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{Path(cells_module.__file__).parents[2]}:{in_letters}")
+    with open("prompts.jsonl", "w") as file:
+        file.writelines(json.dumps({"prompt": f"{a}{b}", "reference": "ab"}) + "\n" for a in LETTERS for b in "abcde")
+    experiment("table3")
+    rows = list(csv.DictReader(Path("found/cells.csv").read_text().splitlines()))
+    assert sorted(row["method"] for row in rows) == ["brain", "dpo-sft", "dpo-sft-iw", "dpo-sft-iw-n"]
+    assert all(re.fullmatch("[WTL]{32}", row["judge"]) for row in rows)
+    page = Path("found/table3.md").read_text()
+    assert page.count("undecided") + page.count("holds") + page.count("does not hold") >= 6
+    stamp = json.loads(Path("found/table3.json").read_text())["stamp"]
+    assert all(
+        str(value) in Path(f"found/table3.{kind}").read_text() for kind in ("md", "csv") for value in stamp.values()
+    )
+    assert Path("found/table3.png").stat().st_size > 5000
+    monkeypatch.setattr(cells_module, "_finished", _must_not_run)
+    experiment("table3")
+
+
+def _must_not_run(*arguments: object, **options: object) -> None:
+    raise AssertionError("a finished run was run again")
+
+
+def test_an_unknown_experiment_or_row_is_refused(in_letters: Path) -> None:
+    with pytest.raises(UserError, match=r"table9: no such experiment\. There are: table1"):
+        experiment("table9")
+    with pytest.raises(UserError, match="--arms nothing: no such row"):
+        experiment("table3", "--arms", "nothing")
