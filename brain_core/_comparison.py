@@ -64,3 +64,13 @@ def kl_terms(xp: Namespace, target: Array, policy: Array, log_ratio: Array) -> A
     above = target * excess_over_linear(xp, xp.where(is_far_below, 0.0, log_ratio))
     finite = xp.where(log_ratio > -INF, log_ratio, 0.0)
     return xp.where(is_far_below, target * (finite - 1) + policy, above)
+
+
+def weighted_deviation(xp: Namespace, target_log_ratio: Array, policy_log_ratio: Array) -> Array:
+    """β̂ (x − Σ β̂ x), x = log α − log β up to a constant; the target is positive where the policy is."""
+    is_in_policy = policy_log_ratio > -INF
+    weight = xp.exp(log_softmax(xp, policy_log_ratio))
+    anchor = xp.argmax(weight, axis=-1, keepdims=True)
+    offset = _offset_from_anchor(xp, target_log_ratio, policy_log_ratio, is_in_policy, anchor)
+    offset = xp.where(is_in_policy, offset, 0.0)
+    return weight * (offset - xp.sum(weight * offset, axis=-1, keepdims=True))

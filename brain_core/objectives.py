@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from brain_core._checks import (
     INF,
+    SupportError,
     check_log_values,
     check_positive,
     checked_group_namespace,
     checked_pair,
+    refuse,
     refuse_infinite,
     refuse_missing_policy,
 )
@@ -21,9 +23,14 @@ from brain_core._comparison import kl_terms
 from brain_core._ratios import (
     argmax_log_ratio,
     check_ranked,
+    checked_contrast,
+    checked_lead,
     checked_preference,
+    checked_reverse_pair,
+    checked_surrogate,
     importance_ratio,
     mean_of_others,
+    misranked_by,
     normalized_log_ratio,
     policy_importance_ratio,
 )
@@ -319,7 +326,9 @@ def argmax_brain_objective(
         0.6931
     """
     xp = checked_group_namespace(2, target_log_ratio=target_log_ratio, policy_log_ratio=policy_log_ratio)
-    return brain_objective(argmax_log_ratio(xp, target_log_ratio), policy_log_ratio, power=power, on_empty=on_empty)
+    return brain_objective(
+        argmax_log_ratio(xp, "target_log_ratio", target_log_ratio), policy_log_ratio, power=power, on_empty=on_empty
+    )
 
 
 def dpo_objective(policy_log_ratio: Array, *, power: float = 1.0) -> Array:
@@ -401,3 +410,212 @@ def plackett_luce_objective(policy_log_ratio: Array, *, power: float = 1.0) -> A
     check_ranked(xp, policy_log_ratio)
     remaining, is_chosen = remaining_by_stage(xp, policy_log_ratio)
     return -xp.sum(xp.where(is_chosen, log_softmax(xp, remaining, power), 0.0), axis=(-2, -1))
+
+
+def ipo_objective(policy_log_ratio: Array, *, power: float) -> Array:
+    """The IPO loss (Δ − 1/(2 · power))² of a pair listed winner first.
+
+    Args:
+        policy_log_ratio: log q_θ − log of the reference, of the winner and the loser (…, 2), nats.
+        power: positive; the τ of IPO.
+
+    Returns:
+        Objective per pair (…), square nats, never negative.
+
+    Raises:
+        ValueError, TypeError: as `ipo_coefficients`.
+
+    Gradient: with respect to the policy it is −`ipo_coefficients`.
+
+    Source: T11; Azar et al., arXiv 2310.12036, equation 17.
+
+    Example:
+        >>> import numpy as np
+        >>> float(ipo_objective(np.array([1.0, 0.0]), power=0.1))
+        16.0
+    """
+    _, lead = checked_lead(policy_log_ratio, power)
+    return (lead - 1 / (2 * power)) ** 2
+
+
+def hinge_objective(policy_log_ratio: Array, *, margin: float = 1.0, power: float = 1.0) -> Array:
+    """The hinge loss max(0, margin − power · Δ) of a pair listed winner first.
+
+    Args:
+        policy_log_ratio: log q_θ − log of the reference, or log q_θ, of the winner and the loser (…, 2), nats.
+        margin: positive; the lead that is enough.
+        power: positive; the γ of RSO.
+
+    Returns:
+        Objective per pair (…), nats, never negative.
+
+    Raises:
+        ValueError, TypeError: as `hinge_coefficients`.
+
+    Gradient: with respect to the policy it is −`hinge_coefficients`, at the kink too.
+
+    Source: Zhao et al., SLiC-HF, arXiv 2305.10425; Liu et al., RSO, arXiv 2309.06657, the hinge loss.
+
+    Example:
+        >>> import numpy as np
+        >>> hinge_objective(np.array([[0.5, 0.0], [1.5, 0.0]])).tolist()
+        [0.5, 0.0]
+    """
+    check_positive("margin", margin)
+    xp, lead = checked_lead(policy_log_ratio, power)
+    shortfall = margin - power * lead
+    return xp.where(shortfall > 0, shortfall, 0.0)
+
+
+def nca_objective(
+    target_log_ratio: Array, policy_log_ratio: Array, *, power: float = 1.0, on_empty: OnEmpty = "raise"
+) -> Array:
+    """The NCA loss −Σ [α̂ log σ(R) + log σ(−R) / G], R = power · log(q_θ / prior).
+
+    Args:
+        target_log_ratio: reward / temperature, or anything whose softmax over the group is α̂ (…, G), nats.
+        policy_log_ratio: log q_θ − log of the prior itself, not up to a constant (…, G), nats.
+        power: positive; the β of NCA.
+        on_empty: what to do with a group that the target gives no mass: raise, or let it contribute 0.
+
+    Returns:
+        Objective per group (…), nats.
+
+    Raises:
+        SupportError, ValueError, TypeError: as `nca_coefficients`.
+
+    Gradient: with respect to the policy it is −`nca_coefficients`.
+
+    Source: T9; Chen et al., arXiv 2402.05369, the NCA loss.
+
+    Example:
+        >>> import numpy as np
+        >>> float(nca_objective(np.array([1.0, 1.0]), np.array([0.0, 0.0])).round(4))
+        1.3863
+    """
+    xp, weight, logit, is_counted = checked_contrast(target_log_ratio, policy_log_ratio, power, on_empty)
+    terms = weight * log_sigmoid(xp, logit) + log_sigmoid(xp, -logit) / weight.shape[-1]
+    return -xp.sum(xp.where(is_counted, terms, 0.0), axis=-1)
+
+
+def exo_objective(
+    target_log_ratio: Array, policy_log_ratio: Array, *, power: float = 1.0, on_empty: OnEmpty = "raise"
+) -> Array:
+    """Reverse KL divergence of a group, Σ β̂ log(β̂ / α̂), with β̂ ∝ β^power.
+
+    Args:
+        target_log_ratio: log α up to a constant per group (…, G), nats.
+        policy_log_ratio: log β up to a constant per group (…, G), nats.
+        power: positive exponent of the policy's ratio alone, the β_π of EXO.
+        on_empty: what to do with a group that the target gives no mass: raise, or let it contribute 0.
+
+    Returns:
+        Objective per group (…), nats.
+
+    Raises:
+        SupportError, ValueError, TypeError: as `exo_coefficients`.
+
+    Gradient: with respect to the policy it is −`exo_coefficients`.
+
+    Numerics: near the optimum it loses the digits that the coefficients keep, and may be below 0 by a rounding error.
+
+    Source: Ji et al., arXiv 2402.00856, the EXO objective.
+
+    Example:
+        >>> import numpy as np
+        >>> target, policy = np.log(np.array([3.0, 1.0])), np.log(np.array([1.0, 1.0]))
+        >>> float(exo_objective(target, policy).round(4))
+        0.1438
+    """
+    xp = checked_group_namespace(2, target_log_ratio=target_log_ratio, policy_log_ratio=policy_log_ratio)
+    check_positive("power", power)
+    target, policy = checked_reverse_pair(xp, target_log_ratio, policy_log_ratio, on_empty)
+    log_policy, is_in_policy = log_softmax(xp, policy, power), policy > -INF
+    log_target = xp.where(is_in_policy, log_softmax(xp, target), 0.0)
+    return xp.sum(xp.exp(log_policy) * (xp.where(is_in_policy, log_policy, 0.0) - log_target), axis=-1)
+
+
+def rank_hinge_objective(reward: Array, log_policy: Array) -> Array:
+    """RRHF's ranking loss: Σ max(0, pᵢ − pⱼ) over the pairs with rᵢ < rⱼ, p the `log_policy`.
+
+    Args:
+        reward: r(x, y), of which only the order counts (…, G).
+        log_policy: log q_θ divided by the number of tokens, for RRHF, or anything that is to be ranked (…, G), nats.
+
+    Returns:
+        Objective per group (…), nats, never negative.
+
+    Raises:
+        ValueError, TypeError: as `rank_hinge_coefficients`.
+
+    Gradient: with respect to `log_policy` it is −`rank_hinge_coefficients`, at the kinks too.
+
+    Source: Yuan et al., RRHF, arXiv 2304.05302, the ranking loss.
+
+    Example:
+        >>> import numpy as np
+        >>> float(rank_hinge_objective(np.array([3.0, 2.0, 1.0]), np.array([-0.9, -0.5, -0.7])).round(4))
+        0.6
+    """
+    xp = checked_group_namespace(2, reward=reward, log_policy=log_policy)
+    return xp.sum(misranked_by(xp, reward, log_policy), axis=(-2, -1))
+
+
+def clipped_surrogate_objective(advantage: Array, policy_log_ratio: Array, *, clip: float) -> Array:
+    """PPO's clipped surrogate as a loss, −Σ min(ρ A, ρ clipped to [1 − clip, 1 + clip] · A), a sum over the last axis.
+
+    Args:
+        advantage: A, of completions or tokens (…, G); 0 for padding.
+        policy_log_ratio: log ρ = log q_θ − log q_old, each of the same completion or token (…, G), nats.
+        clip: positive; the ε of PPO.
+
+    Returns:
+        Objective (…), in units of the advantage; a sum, not a mean.
+
+    Raises:
+        OverflowError, ValueError, TypeError: as `clipped_surrogate_coefficients`.
+
+    Gradient: with respect to the policy it is −`clipped_surrogate_coefficients`.
+
+    Source: Schulman et al., PPO, arXiv 1707.06347, equation 7; Shao et al., DeepSeekMath, arXiv 2402.03300, equation 3.
+
+    Example:
+        >>> import numpy as np
+        >>> log_ratio = np.log(np.array([1.5, 1.5, 1.1]))
+        >>> float(clipped_surrogate_objective(np.array([1.0, -1.0, 2.0]), log_ratio, clip=0.2).round(4))
+        -1.9
+    """
+    xp, ratio = checked_surrogate(advantage, policy_log_ratio, clip)
+    clipped = xp.clip(ratio, 1 - clip, 1 + clip)
+    return -xp.sum(xp.minimum(ratio * advantage, clipped * advantage), axis=-1)
+
+
+def best_of_n_objective(reward: Array, policy_log_ratio: Array) -> Array:
+    """−log q_θ of the completion of largest reward, the mean over the best if they tie.
+
+    Args:
+        reward: r(x, y), or anything that orders the group as it does (…, G).
+        policy_log_ratio: log q_θ, or log β (…, G), nats.
+
+    Returns:
+        Objective per group (…), nats.
+
+    Raises:
+        SupportError, ValueError, TypeError: as `best_of_n_coefficients`; SupportError also where the policy is -inf at
+            a best completion.
+
+    Gradient: with respect to the policy it is −`best_of_n_coefficients`.
+
+    Source: T11.
+
+    Example:
+        >>> import numpy as np
+        >>> float(best_of_n_objective(np.array([1.0, 4.0, 4.0]), np.array([-1.0, -2.0, -4.0])))
+        3.0
+    """
+    xp = checked_group_namespace(1, reward=reward, policy_log_ratio=policy_log_ratio)
+    weight = normalized("reward", argmax_log_ratio(xp, "reward", reward), "raise")
+    if check_log_values(xp, policy_log_ratio=policy_log_ratio):
+        is_missing = (weight > 0) & (policy_log_ratio == -INF)
+        refuse(xp, is_missing, SupportError, "policy_log_ratio is -inf at a best completion")
+    return -xp.sum(weight * xp.where(weight > 0, policy_log_ratio, 0.0), axis=-1)

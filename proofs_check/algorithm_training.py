@@ -152,7 +152,7 @@ def misweighed(kind: str) -> Algorithm:
             line_16=lambda world, policy, proposal, group: LITERAL.line_16(world, OLD, proposal, group)
         ),
     },
-    code=("brain_core.policy_log_ratio", "llm.train.log_ratios"),
+    code=("brain_core.policy_log_ratio", "llm.train.group_tensors"),
 )
 def alg_16(algorithm: Algorithm) -> None:
     """Mean over all groups of a stale proposal; and in runs for batches from several proposals."""

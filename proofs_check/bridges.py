@@ -20,6 +20,7 @@ import brain_core
 from proofs_check import oracles
 from proofs_check.bridging import (
     ALONE,
+    BEYOND,
     BRANCHES,
     EVERY,
     FINITE,
@@ -33,9 +34,14 @@ from proofs_check.bridging import (
     PAIRS,
     RANKINGS,
     RAW,
+    REACHED,
+    REWARDS,
+    ROOMY,
+    SATURATED,
     SELF_NORMALIZED,
     SERIES,
     SINGLETONS,
+    SKIPPED_REVERSE,
     TOLERANCE,
     WEIGHTED,
     WORST_EXCLUDED,
@@ -44,6 +50,7 @@ from proofs_check.bridging import (
     Function,
     Options,
     Refusal,
+    advantage,
     check,
     every_multiset,
     goodness,
@@ -144,6 +151,11 @@ def plain_ratios(function: Function) -> Function:
     )
 
 
+def always_open(function: Function) -> Function:
+    """A margin that no pair reaches."""
+    return lambda values, *, margin=1.0, power=1.0: function(values, margin=margin + 1e3, power=power)
+
+
 SWAPPED = {"arguments swapped": swapped}
 SIGN = {"sign": negated}
 OFF_BY_ONE = {"n − 1 in place of n": off_by_one}
@@ -160,6 +172,11 @@ PREFERENCES: Sequence[Options] = (
     {"preference": lambda sample: Fraction(0)},
     {"preference": lambda sample: Fraction(1)},
 )
+
+IPO_POWERS: Sequence[Options] = ({"power": 1}, {"power": 3})
+MARGINS: Sequence[Options] = ({}, {"margin": Fraction(1, 4)}, {"margin": Fraction(3), "power": 2})
+CLIPS: Sequence[Options] = ({"clip": Fraction(41, 101)}, {"clip": Fraction(11, 101)})
+"""No ratio of small numbers lies on their boundaries, where rounding would decide."""
 
 # Input that has no value
 
@@ -190,6 +207,30 @@ NO_PREFERENCE = (
     NOT_A_PAIR._replace(options={"preference": 0.5}),
     Refusal(ValueError, ([0.0, 1.0],), {"preference": 1.5}),
     *(Refusal(ValueError, ([[0.0, 1.0]] * 2,), {"preference": [0.5, wrong]}) for wrong in (-0.5, 1.5)),
+)
+NO_PAIR = (NOT_A_PAIR, Refusal(ValueError, ([0.0, -INF],)))
+NO_PAIR_AT_POWER = tuple(refusal._replace(options={"power": 1.0}) for refusal in NO_PAIR)
+REVERSED = (
+    EMPTY,
+    LONELY,
+    UNKNOWN,
+    Refusal(brain_core.SupportError, ([0.0, -INF, 1.0], [0.0, 1.0, 2.0])),
+    Refusal(brain_core.SupportError, ([[0.0, 1.0]] * 2, [[-INF, -INF], [0.0, 1.0]])),
+    Refusal(brain_core.SupportError, ([[0.0, 1.0], [-INF, -INF]], [[0.0, 1.0], [0.0, 1.0]]), says="throughout a group"),
+)
+RANKED = (
+    LONELY,
+    UNKNOWN,
+    *(Refusal(ValueError, pair) for pair in (([0.0, 1.0], [0.0, -INF]), ([0.0, -INF], [0.0, 1.0]))),
+)
+SURROGATE = tuple(
+    refusal._replace(options={"clip": 0.5})
+    for refusal in (
+        UNKNOWN,
+        POLICY_OVERFLOW,
+        Refusal(ValueError, ([0.0, -INF], [0.0, 0.0])),
+        Refusal(OverflowError, ([0.0, -1e200], [0.0, 300.0])),
+    )
 )
 IMPOSSIBLE = Refusal(brain_core.SupportError, ([0.0, 0.0], [0.0, -INF]))
 
@@ -341,6 +382,104 @@ TABLE = (
         {**SIGN, **OFF_BY_ONE, **NO_POWER},
         POWERS,
         refusals=(RANKED_EXCLUDED, Refusal(ValueError, ([0.0],))),
+    ),
+    Bridge(
+        "ipo_coefficients",
+        "(1/power − 2 Δ) · (1, −1)",
+        "arXiv 2310.12036, eq. (17)",
+        oracles.ipo,
+        (policy,),
+        (PAIRS, ONE_PAIR),
+        {**SIGN, "power ignored": without("power", power=2.0), "DPO": in_its_place("dpo_coefficients", passes=[0])},
+        IPO_POWERS,
+        refusals=NO_PAIR_AT_POWER,
+    ),
+    Bridge(
+        "hinge_coefficients",
+        "power · (1, −1) while power · Δ < margin",
+        "arXiv 2305.10425, 2309.06657",
+        oracles.hinge,
+        (policy,),
+        (PAIRS, ONE_PAIR),
+        {**SIGN, **NO_POWER, "margin ignored": without("margin"), "never satisfied": always_open},
+        MARGINS,
+        refusals=NO_PAIR,
+    ),
+    Bridge(
+        "nca_coefficients",
+        "power · (α̂ σ(−R) − σ(R) / n)",
+        "arXiv 2402.05369",
+        oracles.nca,
+        BOTH,
+        (*WEIGHTED, SATURATED, LARGE),
+        {
+            **SWAPPED,
+            **SIGN,
+            **OFF_BY_ONE,
+            **NO_POWER,
+            "InfoNCA": in_its_place("brain_coefficients", options=["on_empty"]),
+        },
+        POWERS,
+        refusals=COMPARED,
+    ),
+    Bridge(
+        "exo_coefficients",
+        "power · β̂ (δ − Σ β̂ δ), δ = log(α̂ / β̂)",
+        "arXiv 2402.00856",
+        oracles.exo,
+        BOTH,
+        (EVERY, ALONE, REACHED, SKIPPED_REVERSE, NEAR),
+        {
+            **SWAPPED,
+            **SIGN,
+            **OFF_BY_ONE,
+            **NO_POWER,
+            "BRAIn": in_its_place("brain_coefficients", options=["on_empty"]),
+        },
+        POWERS,
+        refusals=REVERSED,
+    ),
+    Bridge(
+        "rank_hinge_coefficients",
+        "worse ones that the policy prefers to it, less better ones that it is preferred to",
+        "arXiv 2304.05302",
+        oracles.rank_hinge,
+        (reward, policy),
+        FINITE,
+        {**SWAPPED, **SIGN, **OFF_BY_ONE},
+        refusals=RANKED,
+    ),
+    Bridge(
+        "group_relative_advantage",
+        "(r − r̄) / s",
+        "arXiv 2402.03300",
+        oracles.group_relative_advantage,
+        (reward,),
+        (*RAW, REWARDS),
+        {**SIGN, **OFF_BY_ONE, "scaled or not": lambda f: lambda r, *, is_scaled=True: f(r, is_scaled=not is_scaled)},
+        ({}, {"is_scaled": False}),
+        refusals=target_only(LONELY, UNKNOWN),
+    ),
+    Bridge(
+        "clipped_surrogate_coefficients",
+        "ρ A, 0 where the clip is active",
+        "arXiv 1707.06347, eq. (7)",
+        oracles.clipped_surrogate,
+        (advantage, policy),
+        (*RAW, SINGLETONS, BEYOND, ROOMY),
+        {**SWAPPED, **SIGN, **OFF_BY_ONE, "never clipped": without("clip", clip=1e9)},
+        CLIPS,
+        refusals=SURROGATE,
+    ),
+    Bridge(
+        "best_of_n_coefficients",
+        "uniform on the largest reward",
+        "docs/theory.md T11",
+        oracles.best_of_n,
+        (reward,),
+        (*RAW, SINGLETONS),
+        {**SIGN, **OFF_BY_ONE, "softmax": in_its_place("snis_coefficients", passes=[0])},
+        refusals=target_only(EMPTY, UNKNOWN),
     ),
     Bridge(
         "brain_objective",
@@ -495,6 +634,94 @@ TABLE = (
         (RANKED_EXCLUDED, Refusal(ValueError, ([0.0],))),
     ),
     Bridge(
+        "ipo_objective",
+        "(Δ − 1/(2 · power))²",
+        "arXiv 2310.12036, eq. (17)",
+        oracles.ipo_objective,
+        (policy,),
+        (PAIRS, ONE_PAIR),
+        {**SIGN, "power ignored": without("power", power=2.0), "DPO": in_its_place("dpo_objective", passes=[0])},
+        IPO_POWERS,
+        oracles.ipo,
+        NO_PAIR_AT_POWER,
+    ),
+    Bridge(
+        "hinge_objective",
+        "max(0, margin − power · Δ)",
+        "arXiv 2305.10425, 2309.06657",
+        oracles.hinge_objective,
+        (policy,),
+        (PAIRS, ONE_PAIR),
+        {**SIGN, **NO_POWER, "margin ignored": without("margin"), "never satisfied": always_open},
+        MARGINS,
+        oracles.hinge,
+        NO_PAIR,
+    ),
+    Bridge(
+        "nca_objective",
+        "−Σ [α̂ log σ(R) + log σ(−R) / n]",
+        "arXiv 2402.05369",
+        oracles.nca_objective,
+        BOTH,
+        (*WEIGHTED, SATURATED, LARGE),
+        {**SWAPPED, **SIGN, **OFF_BY_ONE, **NO_POWER, "InfoNCA": in_its_place("brain_objective", options=["on_empty"])},
+        POWERS,
+        oracles.nca,
+        COMPARED,
+    ),
+    Bridge(
+        "exo_objective",
+        "Σ β̂ log(β̂ / α̂)",
+        "arXiv 2402.00856",
+        oracles.exo_objective,
+        BOTH,
+        (EVERY, ALONE, REACHED, SKIPPED_REVERSE),
+        {
+            **SWAPPED,
+            **SIGN,
+            **OFF_BY_ONE,
+            **NO_POWER,
+            "forward": in_its_place("self_normalized_kl", options=["on_empty"]),
+        },
+        POWERS,
+        oracles.exo,
+        REVERSED,
+    ),
+    Bridge(
+        "rank_hinge_objective",
+        "Σ max(0, p_i − p_j) over r_i < r_j",
+        "arXiv 2304.05302",
+        oracles.rank_hinge_objective,
+        (reward, policy),
+        FINITE,
+        {**SWAPPED, **SIGN, **OFF_BY_ONE},
+        slope=oracles.rank_hinge,
+        refusals=RANKED,
+    ),
+    Bridge(
+        "clipped_surrogate_objective",
+        "−Σ min(ρ A, clipped ρ · A)",
+        "arXiv 1707.06347, eq. (7)",
+        oracles.clipped_surrogate_objective,
+        (advantage, policy),
+        (*RAW, SINGLETONS, BEYOND, ROOMY),
+        {**SWAPPED, **SIGN, **OFF_BY_ONE, "never clipped": without("clip", clip=1e9)},
+        CLIPS,
+        oracles.clipped_surrogate,
+        SURROGATE,
+    ),
+    Bridge(
+        "best_of_n_objective",
+        "−log β of the largest reward, the mean over those that tie",
+        "docs/theory.md T11",
+        oracles.best_of_n_objective,
+        (reward, policy),
+        (*FINITE, SINGLETONS, BEYOND),
+        {**SWAPPED, **SIGN, "softmax": in_its_place("snis_objective")},
+        slope=oracles.best_of_n,
+        refusals=(EMPTY, UNKNOWN, Refusal(brain_core.SupportError, ([1.0, 0.0], [-INF, 0.0]))),
+    ),
+    Bridge(
         "self_normalized_kl",
         "Σ α̂ log(α̂ / β̂)",
         "eq. (14)",
@@ -614,6 +841,7 @@ BRIDGES = {
 
 
 ENUMERATED = "test_exact_enumeration.py::test_coefficients_of_every_group_equal_the_exact_ones"
+PEERS = "test_peers.py::"
 GOODNESS = "test_goodness_and_diagnostics.py::"
 TESTS = {
     "brain_coefficients": ENUMERATED,
@@ -626,6 +854,14 @@ TESTS = {
     "rloo_coefficients": "test_exact_enumeration.py::test_rloo_subtracts_the_mean_of_the_others",
     "argmax_brain_coefficients": ENUMERATED,
     "plackett_luce_coefficients": ENUMERATED,
+    "nca_coefficients": ENUMERATED,
+    "exo_coefficients": ENUMERATED,
+    "clipped_surrogate_coefficients": PEERS + "test_surrogate_is_clipped_on_the_side_that_the_advantage_favours",
+    "ipo_coefficients": PEERS + "test_ipo_vanishes_exactly_where_the_lead_is_half_the_inverse_power",
+    "hinge_coefficients": PEERS + "test_hinge_is_shut_at_the_margin_itself",
+    "rank_hinge_coefficients": PEERS + "test_ranking_loss_counts_the_pairs_in_the_wrong_order",
+    "group_relative_advantage": PEERS + "test_advantage_has_mean_0_and_sample_deviation_1",
+    "best_of_n_coefficients": PEERS + "test_best_of_n_shares_its_weight_among_those_that_tie",
     "self_normalized_kl": "test_precision.py::test_divergence_agrees_with_80_digits_relative_to_itself",
     "total_variation": GOODNESS + "test_total_variation_of_known_weights",
     "effective_sample_size": GOODNESS + "test_effective_sample_sizes_of_known_weights",

@@ -17,10 +17,10 @@ import numpy as np
 import brain_core
 from proofs_check.claims import Refuted, require
 from proofs_check.instances import GENERIC, Toy, toy
-from proofs_check.oracles import DIGITS, Number, Oracle, Sample, log_of, logs
+from proofs_check.oracles import DIGITS, Number, Oracle, Sample, deviations, log_of, logs
 
 TOLERANCE = 1e-13
-EXACT_OPTIONS = ("power", "kind", "preference")
+EXACT_OPTIONS = ("power", "kind", "preference", "margin", "clip", "is_scaled")
 """The options that an oracle takes."""
 
 Function = Callable[..., Any]
@@ -240,8 +240,14 @@ def _require_refused(subject: Function, refusal: Refusal, convert: Callable[[np.
 
 # Input that no function takes
 
-RIGHT_OPTIONS: Options = {"log_normalizer": 0.0, "preference": 0.5}
-"""A value of each option that has no default."""
+RIGHT_OPTIONS: Options = {"log_normalizer": 0.0, "preference": 0.5, "power": 1.0, "clip": 0.2}
+"""A value of each option that has no default, for some functions at least."""
+
+PER_GROUP = ("log_normalizer", "preference")
+"""The options that may be one number per group."""
+
+FLAGS = ("is_scaled",)
+"""The options that are true or false: no value of theirs is wrong."""
 
 ELEMENTWISE = ("target_log_ratio", "policy_log_ratio", "bradley_terry_log_goodness", "logistic_log_goodness")
 """The functions that know no groups."""
@@ -252,6 +258,8 @@ ANOTHER_SHAPE = [0.0, 0.0, 0.0]
 WRONG_OPTIONS: Mapping[str, Sequence[Any]] = {
     "power": NOT_POSITIVE,
     "temperature": NOT_POSITIVE,
+    "margin": NOT_POSITIVE,
+    "clip": NOT_POSITIVE,
     "log_normalizer": NOT_FINITE,
     "preference": (*NOT_FINITE, -0.1, 1.1, [[0.5, -0.1]], [[1.1, 0.5]]),
     "kind": ("entropy",),
@@ -291,7 +299,7 @@ def _wrong_options(right: Sequence[Any], options: Options, names: Sequence[str])
     for name in names:
         for wrong in WRONG_OPTIONS[name]:
             yield Refusal(ValueError, tuple(right), {**options, name: wrong}, says=name)
-        if name in RIGHT_OPTIONS:
+        if name in PER_GROUP:
             shapes = "has shape (3,); one number per group has shape (1, 2)"
             yield Refusal(ValueError, tuple(right), {**options, name: ANOTHER_SHAPE}, says=f"{name} {shapes}")
 
@@ -391,6 +399,58 @@ OFFSET = Batch(
 )
 """Rewards and log-ratios that are large but for their differences."""
 
+REACHABLE = [
+    *(s for s in TIED if any(s.policy) and all(a or not b for a, b in zip(s.target, s.policy, strict=True))),
+    written([1.0, 2.0, 0.5, 3.0], [1.3, 1.0, 0.5, -math.inf]),
+    written([0.0, 1000.0, 3.0, -math.inf], [1000.0, 0.0, 1.0, -math.inf]),
+]
+REACHED = Batch(REACHABLE, (len(REACHABLE),))
+"""Policy within the target's reach: where the one excludes, so does the other, or only the policy does."""
+
+SKIPPED_REVERSE = Batch(
+    [written([-math.inf] * 3, [0.5, -math.inf, 1.0]), written([0.0, 1.0, 0.5], [0.3, 0.7, 0.1])],
+    (2,),
+    {"on_empty": "skip"},
+)
+"""A group without target mass, which is skipped, and one with."""
+
+ROOMY = Batch(
+    [
+        written([0.0] * 3, [400.0, 1.0, 0.5])._replace(goodness=[Fraction(r) for r in (1, 2, 4)]),
+        written([0.0] * 3, [0.1, -0.2, 0.3])._replace(goodness=[10**200 * Fraction(r) for r in (1, -2, 4)]),
+    ],
+    (2,),
+)
+"""Ratios or rewards whose squares overflow, while no product of the two does."""
+
+REWARDS = Batch(
+    [
+        written([0.0] * 3, [0.0] * 3)._replace(goodness=[mpmath.mpf(float(r)) for r in rewards])
+        for rewards in ([0.1] * 3, [1e-200, 4e-200, -2e-200], [1e200, -3e200, 5e199], [1e9 / 7, 1e9 / 7 + 0.1, 1e9 / 7])
+    ],
+    (4,),
+    floor=0.0,
+)
+"""Rewards that are equal, or whose squares underflow or overflow, or large but for their differences."""
+
+SATURATED = Batch(
+    [
+        written([0.0, 1.0, -800.0, -math.inf], [800.0, -800.0, 0.0, -math.inf]),
+        written([3.0, 1.0, 0.5, -math.inf], [-2.0, 0.3, 40.0, 1.0]),
+    ],
+    (2,),
+)
+"""Log-ratios so far from 0 that a logistic function of them is 0 or 1."""
+
+BEYOND = Batch(
+    [
+        written([0.0, 0.0, 0.0], [0.5, -math.inf, -700.0])._replace(goodness=[Fraction(r) for r in (5, 1, 2)]),
+        written([0.0, 0.0, 0.0], [-700.0, 0.2, -0.2])._replace(goodness=[Fraction(r) for r in (3, 1, 1)]),
+    ],
+    (2,),
+)
+"""Rewards, and a policy that all but excludes some completion, which is not the best."""
+
 OUT_OF_REACH = Batch(
     [
         written([1.0, 2.0, 0.5, -math.inf], [1.3, 1.0, 0.5, -math.inf]),
@@ -444,6 +504,11 @@ def proposal(sample: Sample) -> list[Number]:
 def reward(sample: Sample) -> list[Number]:
     """The goodness, taken for a reward."""
     return list(sample.goodness)
+
+
+def advantage(sample: Sample) -> list[Number]:
+    """The goodness, taken for a reward, less its mean over the group."""
+    return deviations(sample)
 
 
 def log_normalizer(sample: Sample) -> Number:

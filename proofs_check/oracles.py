@@ -157,6 +157,68 @@ def plackett_luce(group: Sample, power: int = 1) -> list[Number]:
     return total
 
 
+def ipo(group: Sample, power: int) -> list[Number]:
+    """(1/power − 2 Δ) · (1, −1), Δ the log of the ratio of the two β."""
+    first = Fraction(1, power) - 2 * log_of(group.policy[0] / group.policy[1])
+    return [first, -first]
+
+
+def hinge(group: Sample, margin: Fraction = Fraction(1), power: int = 1) -> list[Number]:
+    """power · (1, −1) while the hinge is open."""
+    first = Fraction(power * (hinge_objective(group, margin, power) > 0))
+    return [first, -first]
+
+
+def nca(group: Sample, power: int = 1) -> list[Number]:
+    """power · (α̂ / (1 + β^power) − β^power / (1 + β^power) / n); 0 for a group without target mass."""
+    if not any(group.target):
+        return [Fraction(0)] * len(group.target)
+    ratios = [b**power for b in group.policy]
+    terms = zip(shares(group.target), ratios, strict=True)
+    return [power * (a - b / len(ratios)) / (1 + b) for a, b in terms]
+
+
+def exo(group: Sample, power: int = 1) -> list[Number]:
+    """power · β̂ (log(α̂ / β̂) + Σ β̂ log(β̂ / α̂)); 0 for a group without target mass."""
+    if not any(group.target):
+        return [Fraction(0)] * len(group.target)
+    divergence = exo_objective(group, power)
+    terms = zip(shares(group.target), shares(group.policy, power), strict=True)
+    return [power * b * (divergence + log_of(a / b)) if b else b for a, b in terms]
+
+
+def rank_hinge(group: Sample) -> list[Number]:
+    """Per completion, worse ones of higher β less better ones of lower β, the goodness serving as reward."""
+    pairs = list(zip(group.goodness, group.policy, strict=True))
+    return [Fraction(sum(s < r and c > b for s, c in pairs) - sum(s > r and c < b for s, c in pairs)) for r, b in pairs]
+
+
+def deviations(group: Sample) -> list[Number]:
+    """r − r̄, the goodness serving as reward."""
+    return [r - mean(group.goodness) for r in group.goodness]
+
+
+def group_relative_advantage(group: Sample, is_scaled: bool = True) -> list[Number]:
+    """(r − r̄) / s with s² = Σ (r − r̄)² / (n − 1); 0 where all are equal."""
+    centred = deviations(group)
+    if not is_scaled or not any(centred):
+        return centred
+    spread = mpmath.sqrt(as_digits(sum(r * r for r in centred) / (len(centred) - 1)))
+    return [as_digits(r) / spread for r in centred]
+
+
+def clipped_surrogate(group: Sample, clip: Fraction) -> list[Number]:
+    """ρ A, but 0 where A > 0 and ρ > 1 + clip, or A < 0 and ρ < 1 − clip; A is r − r̄ and ρ is β."""
+    low, high = as_digits(1 - clip), as_digits(1 + clip)
+    terms = zip(map(as_digits, deviations(group)), map(as_digits, group.policy), strict=True)
+    return [0 * a if (a > 0 and b > high) or (a < 0 and b < low) else a * b for a, b in terms]
+
+
+def best_of_n(group: Sample) -> list[Number]:
+    """Uniform on the largest goodness."""
+    return shares([Fraction(r == max(group.goodness)) for r in group.goodness])
+
+
 # Objectives
 
 
@@ -223,6 +285,50 @@ def soft_label_dpo_objective(group: Sample, preference: Number, power: int = 1) 
 def plackett_luce_objective(group: Sample, power: int = 1) -> Number:
     """−Σ over stages of log β̂ of the choice among those that remain."""
     return -sum(log_of(shares(group.policy[stage:], power)[0]) for stage in range(len(group.policy) - 1))
+
+
+def ipo_objective(group: Sample, power: int) -> Number:
+    """(Δ − 1/(2 · power))²."""
+    return as_digits(log_of(group.policy[0] / group.policy[1]) - Fraction(1, 2 * power)) ** 2
+
+
+def hinge_objective(group: Sample, margin: Fraction = Fraction(1), power: int = 1) -> Number:
+    """max(0, margin − power · Δ)."""
+    return max(Fraction(0), margin - power * log_of(group.policy[0] / group.policy[1]))
+
+
+def nca_objective(group: Sample, power: int = 1) -> Number:
+    """−Σ [α̂ log(β^power / (1 + β^power)) + log(1 / (1 + β^power)) / n]; 0 for a group without target mass."""
+    if not any(group.target):
+        return Fraction(0)
+    ratios = [b**power for b in group.policy]
+    of_noise = total_log([Fraction(1, len(ratios))] * len(ratios), [1 / (1 + b) for b in ratios])
+    return -total_log(shares(group.target), [b / (1 + b) for b in ratios]) - of_noise
+
+
+def exo_objective(group: Sample, power: int = 1) -> Number:
+    """Σ β̂ log(β̂ / α̂)."""
+    terms = zip(shares(group.target), shares(group.policy, power), strict=True)
+    return sum(b * log_of(b / a) for a, b in terms if b) if any(group.target) else Fraction(0)
+
+
+def rank_hinge_objective(group: Sample) -> Number:
+    """Σ max(0, log β_i − log β_j) over pairs with r_i < r_j, the goodness serving as reward."""
+    pairs = list(zip(group.goodness, group.policy, strict=True))
+    gaps = [log_of(b / c) for r, b in pairs for s, c in pairs if r < s and b > c]
+    return sum(gaps, Fraction(0))
+
+
+def clipped_surrogate_objective(group: Sample, clip: Fraction) -> Number:
+    """−Σ min(ρ A, ρ clipped to [1 − clip, 1 + clip] · A); A is r − r̄ and ρ is β."""
+    low, high = as_digits(1 - clip), as_digits(1 + clip)
+    terms = zip(map(as_digits, deviations(group)), map(as_digits, group.policy), strict=True)
+    return -sum(min(b * a, min(max(b, low), high) * a) for a, b in terms)
+
+
+def best_of_n_objective(group: Sample) -> Number:
+    """−log β of the largest goodness, the mean over those that tie."""
+    return -total_log(best_of_n(group), group.policy)
 
 
 # Ratios, goodness, distances, diagnostics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -49,6 +50,23 @@ def plackett_luce(alpha, beta):
     return coefficients
 
 
+def nca(alpha, beta):
+    size = len(alpha)
+    return [a / sum(alpha) / (1 + b) - b / (1 + b) / size for a, b in zip(alpha, beta, strict=True)]
+
+
+def exo(alpha, beta):
+    """β̂ (log(α/β) less its mean under β̂), the only formula here that takes logarithms."""
+    log_ratio = [math.log(a / b) for a, b in zip(alpha, beta, strict=True)]
+    weight = [float(b / sum(beta)) for b in beta]
+    mean = sum(w * x for w, x in zip(weight, log_ratio, strict=True))
+    return [w * (x - mean) for w, x in zip(weight, log_ratio, strict=True)]
+
+
+def best_of_n(alpha, beta):
+    return [Fraction(int(a == max(alpha)), alpha.count(max(alpha))) for a in alpha]
+
+
 FORMULAS = {
     brain: lambda t, v, z: bc.brain_coefficients(t, v),
     snis: lambda t, v, z: bc.snis_coefficients(t),
@@ -58,6 +76,9 @@ FORMULAS = {
     importance_weighted_rloo: lambda t, v, z: bc.importance_weighted_rloo_coefficients(t, v, log_normalizer=z),
     argmax_brain: lambda t, v, z: bc.argmax_brain_coefficients(t, v),
     plackett_luce: lambda t, v, z: bc.plackett_luce_coefficients(v),
+    nca: lambda t, v, z: bc.nca_coefficients(t, v),
+    exo: lambda t, v, z: bc.exo_coefficients(t, v),
+    best_of_n: lambda t, v, z: bc.best_of_n_coefficients(t),
 }
 
 

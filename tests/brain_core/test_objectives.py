@@ -59,12 +59,32 @@ ROUTES = {
         lambda t, v, **k: bc.plackett_luce_coefficients(v, **k),
         {"power": POWER},
     ),
+    "ipo": (
+        2,
+        lambda t, v, **k: bc.ipo_objective(v, **k),
+        lambda t, v, **k: bc.ipo_coefficients(v, **k),
+        {"power": POWER},
+    ),
+    "hinge": (
+        2,
+        lambda t, v, **k: bc.hinge_objective(v, **k),
+        lambda t, v, **k: bc.hinge_coefficients(v, **k),
+        {"power": POWER, "margin": 0.4},
+    ),
+    "nca": (4, bc.nca_objective, bc.nca_coefficients, {"power": POWER}),
+    "exo": (4, bc.exo_objective, bc.exo_coefficients, {"power": POWER}),
+    "rank_hinge": (4, bc.rank_hinge_objective, bc.rank_hinge_coefficients, {}),
+    "clipped_surrogate": (4, bc.clipped_surrogate_objective, bc.clipped_surrogate_coefficients, {"clip": 0.3}),
+    "best_of_n": (4, bc.best_of_n_objective, lambda t, v: bc.best_of_n_coefficients(t), {}),
 }
+FINITE = ("rloo", "exo", "rank_hinge", "clipped_surrogate")
+"""Those that refuse a target or reward of -inf."""
+
 CASES = [
     pytest.param(*route, excluded, id=f"{name}{'-excluded' * excluded}")
     for name, route in ROUTES.items()
     for excluded in (False, True)
-    if not (excluded and name == "rloo")
+    if not (excluded and name in FINITE)
 ]
 
 
@@ -120,7 +140,14 @@ def test_gradient_of_the_divergence_is_finite_and_right_on_every_branch(offset):
 def test_gradient_is_zero_where_both_target_and_policy_are_excluded():
     import torch
 
-    for objective in (bc.brain_objective, bc.self_normalized_kl, bc.snis_objective):
+    for objective in (
+        bc.brain_objective,
+        bc.self_normalized_kl,
+        bc.snis_objective,
+        bc.nca_objective,
+        bc.exo_objective,
+        bc.best_of_n_objective,
+    ):
         target = torch.tensor([0.0, -torch.inf, 1.0], dtype=torch.float64)
         policy = torch.tensor([0.3, -torch.inf, 0.2], dtype=torch.float64, requires_grad=True)
         objective(target, policy).backward()
@@ -132,7 +159,7 @@ def test_gradient_of_a_skipped_group_is_zero():
     import torch
 
     target = torch.tensor([[-torch.inf, -torch.inf], [0.0, 1.0]], dtype=torch.float64)
-    for objective in (bc.brain_objective, bc.self_normalized_kl, bc.snis_objective):
+    for objective in (bc.brain_objective, bc.self_normalized_kl, bc.snis_objective, bc.nca_objective, bc.exo_objective):
         policy = torch.zeros((2, 2), dtype=torch.float64, requires_grad=True)
         objective(target, policy, on_empty="skip").sum().backward()
         assert not policy.grad[0].any()

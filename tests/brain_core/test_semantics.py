@@ -28,6 +28,8 @@ OF_PAIR = {
     "snis_objective": bc.snis_objective,
     "dpg_objective": lambda t, v: bc.dpg_objective(t, v, log_normalizer=0.0),
     "gdc_objective": lambda t, v: bc.gdc_objective(t, v, log_normalizer=0.0),
+    "nca_coefficients": bc.nca_coefficients,
+    "nca_objective": bc.nca_objective,
 }
 OF_TARGET = {
     "snis_coefficients": bc.snis_coefficients,
@@ -48,6 +50,10 @@ OF_PREFERENCE = {
     "dpo_objective": bc.dpo_objective,
     "soft_label_dpo_coefficients": lambda v: bc.soft_label_dpo_coefficients(v, 0.7),
     "soft_label_dpo_objective": lambda v: bc.soft_label_dpo_objective(v, 0.7),
+    "ipo_coefficients": lambda v: bc.ipo_coefficients(v, power=0.5),
+    "ipo_objective": lambda v: bc.ipo_objective(v, power=0.5),
+    "hinge_coefficients": bc.hinge_coefficients,
+    "hinge_objective": bc.hinge_objective,
 }
 COMPARING = [name for name in OF_PAIR if not name.startswith(("gdc", "snis", "dpg"))]
 SKIPPING = [
@@ -60,6 +66,8 @@ SKIPPING = [
     "weighted_brain_coefficients",
     "weighted_brain_objective",
     "snis_objective",
+    "nca_coefficients",
+    "nca_objective",
 ]
 
 
@@ -342,6 +350,9 @@ def test_exponentials_that_overflow_name_the_tensor(backend, dtype, log_value):
     half = backend.array([0.0, 0.8 * log_value], dtype)
     with pytest.raises(OverflowError, match=r"target_log_ratio times policy_log_ratio overflows"):
         OF_PAIR["importance_weighted_rloo_coefficients"](half, half)
+    batch = backend.array([[0.0, 0.0], [0.0, 0.8 * log_value], [0.0, 0.0]], dtype)
+    with pytest.raises(OverflowError, match=r"target_log_ratio times .* overflows .*first at index \(1, 0\)"):
+        OF_PAIR["importance_weighted_rloo_coefficients"](batch, batch)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "bool", "float16", "complex128"])

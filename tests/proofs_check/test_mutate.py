@@ -237,7 +237,18 @@ def test_detach_is_missed_in_every_estimator_whose_coefficients_depend_on_the_po
         "dpo",
         "soft_label_dpo",
         "plackett_luce",
+        "ipo",
+        "nca",
+        "exo",
+        "clipped_surrogate",
     ]
+
+
+@pytest.mark.parametrize("name", mutate.PIECEWISE_CONSTANT)
+def test_detach_changes_nothing_where_the_coefficients_are_piecewise_constant(name: str) -> None:
+    bridge = BRIDGES[name.replace("_coefficients", "_objective")]
+    build = functools.partial(surrogate, name, is_detached=False)
+    assert not kill(Mutant(MISSING_DETACH, "objectives", bridge.name, 0, "", build), [bridge])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
