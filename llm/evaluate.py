@@ -1,25 +1,55 @@
-"""Evaluation on held-out prompts: one completion each at temperature 1, beside the reference."""
+"""Evaluation on held-out prompts, at temperature 1, beside the references: `python -m llm.evaluate RUN`.
+
+A run evaluates itself before and after training, with one completion a prompt. The command evaluates it again, with
+several completions a prompt, at another checkpoint, on other prompts, or head to head with another run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
+import torch
+import tyro
+from tqdm import tqdm
 
-from llm import processes, statistics
+from llm import processes
+from llm.checkpoint import load_best_adapter
 from llm.config import AlignConfig
+from llm.console import entry_point, printable, say
 from llm.errors import UserError
+from llm.figures import Figures, figures, group_figures, head_to_head
 from llm.logprob import score
-from llm.models import Policy
+from llm.models import Policy, load_policy, resolve_device
+from llm.plugins import load_callable
+from llm.prompts import load_prompts, with_references
+from llm.proposal import adapter_digest
 from llm.records import Completion, EvalRecord, Prompt
-from llm.rewards import Reward
+from llm.rewards import Reward, function_fingerprint, load_reward
 from llm.rollout import sample_groups
+from llm.run_folder import IDENTITY_FILE, SCORER_VERSION, check_model, lock_run, stored_config, versions
+from llm.store import ShardFolder, disk_errors, read_json, write_json
+from llm.streams import text_fingerprint
+from llm.train import make_log_goodness
 
-Figures = dict[str, Any]
 Judge = Callable[[list[Any], list[str]], Sequence[float]]
+
+SHARD_PROMPTS = 64
+"""Prompts after which what was done is on disk."""
+FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+RESERVED = re.compile(r"before|after|references|judged-.*")
+"""What the run itself writes into `eval/`."""
+SHARES = re.compile(r".*_rate|ended|distinct_.|empty_groups")
+"""Figures that are shares of 1."""
 
 
 def sample_one_each(policy: Policy, prompts: Sequence[Prompt], config: AlignConfig, stage: str) -> list[Completion]:
@@ -34,14 +64,16 @@ def sample_one_each(policy: Policy, prompts: Sequence[Prompt], config: AlignConf
     Returns:
         A completion for each prompt, in order.
     """
-    return processes.dealt(prompts, config.sample_rows, partial(_sampled, policy, config, stage))
+    return processes.dealt(prompts, config.sample_rows, partial(_sampled, policy, config, stage, 1))
 
 
-def _sampled(policy: Policy, config: AlignConfig, stage: str, prompts: Sequence[Prompt]) -> list[Completion]:
-    """Sample one completion of every prompt of a block."""
+def _sampled(
+    policy: Policy, config: AlignConfig, stage: str, count: int, prompts: Sequence[Prompt]
+) -> list[Completion]:
+    """Sample some completions of every prompt of a block, prompt by prompt."""
     draw = (config.seed, stage, 0)
-    groups = sample_groups(policy, prompts, 1, draw=draw, max_new_tokens=config.max_new_tokens, stop=config.stop)
-    return [group[0] for group in groups]
+    groups = sample_groups(policy, prompts, count, draw=draw, max_new_tokens=config.max_new_tokens, stop=config.stop)
+    return [completion for group in groups for completion in group]
 
 
 def evaluate(
@@ -51,8 +83,9 @@ def evaluate(
     reference_rewards: dict[str, float],
     config: AlignConfig,
     stage: str,
+    count: int = 1,
 ) -> list[EvalRecord]:
-    """Sample, score and reward one completion of every prompt; grades come later, from `judged`.
+    """Sample, score and reward completions of every prompt; grades come later, from `judged`.
 
     Args:
         policy: The policy.
@@ -61,13 +94,15 @@ def evaluate(
         reference_rewards: The reference's reward for each prompt id.
         config: The run's settings.
         stage: Names the draws.
+        count: Completions of each prompt.
 
     Returns:
-        A record for each prompt, in order.
+        A record for each completion, prompt by prompt, in order.
     """
 
     def work(block: Sequence[Prompt]) -> list[EvalRecord]:
-        pairs = list(zip(block, _sampled(policy, config, stage, block), strict=True))
+        repeated = [prompt for prompt in block for _ in range(count)]
+        pairs = list(zip(repeated, _sampled(policy, config, stage, count, block), strict=True))
         log_policy = score(policy, pairs, config.sample_rows)
         with policy.as_prior():
             log_prior = score(policy, pairs, config.sample_rows)
@@ -77,7 +112,37 @@ def evaluate(
             for (p, c), r, lq, lp in zip(pairs, rewards, log_policy, log_prior, strict=True)
         ]
 
-    return processes.dealt(prompts, config.sample_rows, work)
+    return processes.dealt(prompts, max(1, config.sample_rows // count), work)
+
+
+def make_references(
+    config: AlignConfig, policy: Policy, reward: Reward, prompts: Sequence[Prompt]
+) -> list[dict[str, Any]]:
+    """Sample missing references from the prior, and reward all of them.
+
+    Args:
+        config: The run's settings.
+        policy: The policy, whose prior is asked.
+        reward: The reward.
+        prompts: The prompts.
+
+    Returns:
+        A row for each prompt with its `prompt_id`, `reference` and the reference's `reward`.
+    """
+    missing = [prompt for prompt in prompts if prompt.reference is None]
+    with policy.as_prior():
+        sampled = sample_one_each(policy, missing, config, "reference")
+    own = {completion.prompt_id: completion.text for completion in sampled}
+    texts = [own[p.prompt_id] if p.reference is None else p.reference for p in prompts]
+
+    def rewards(block: Sequence[tuple[Prompt, str]]) -> list[float]:
+        return [float(value) for value in reward([prompt.text for prompt, _ in block], [text for _, text in block])]
+
+    values = processes.dealt(list(zip(prompts, texts, strict=True)), config.sample_rows, rewards)
+    return [
+        {"prompt_id": prompt.prompt_id, "reference": text, "reward": value}
+        for prompt, text, value in zip(prompts, texts, values, strict=True)
+    ]
 
 
 def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalRecord]:
@@ -103,69 +168,9 @@ def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalR
     ]
 
 
-def figures(records: Sequence[EvalRecord]) -> Figures:
-    """Summarise an evaluation.
-
-    Args:
-        records: At least one.
-
-    Returns:
-        Estimates with 95 % intervals by name; a win is strictly greater than the reference, ties stand apart, and the
-        judge's figures are None where nothing was graded.
-    """
-    return {
-        "judge_win_rate": _win_rate(records, "grade"),
-        "judge_tie_rate": _tie_rate(records, "grade"),
-        "reward_model_win_rate": _win_rate(records, "reward"),
-        "reward_model_tie_rate": _tie_rate(records, "reward"),
-        "mean_reward": statistics.mean([r.reward for r in records]),
-        "kl_to_prior": statistics.mean([r.log_policy - r.log_prior for r in records]),
-        "completion_length": statistics.mean([len(r.completion.token_ids) for r in records]),
-        "ended": statistics.proportion([r.completion.finish_reason == "stop" for r in records]),
-    }
-
-
-def change(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -> Figures:
-    """Return paired differences, after − before, over the same prompts.
-
-    Args:
-        before: An evaluation.
-        after: Another one of the same prompts in the same order.
-
-    Returns:
-        Mean differences with 95 % intervals by name; None for the judge's where nothing was graded.
-    """
-    pairs = list(zip(before, after, strict=True))
-    result: Figures = {"mean_reward": statistics.mean([a.reward - b.reward for b, a in pairs])}
-    for figure, field in (("reward_model_win_rate", "reward"), ("judge_win_rate", "grade")):
-        known = all(getattr(record, field) is not None for pair in pairs for record in pair)
-        wins = [float(_wins(a, field)) - float(_wins(b, field)) for b, a in pairs] if known else []
-        result[figure] = statistics.mean(wins) if known else None
-    return result
-
-
-def _wins(record: EvalRecord, field: str) -> bool:
-    """Whether the completion beats the reference strictly."""
-    return bool(getattr(record, field) > getattr(record, f"reference_{field}"))
-
-
-def _win_rate(records: Sequence[EvalRecord], field: str) -> statistics.Estimate | None:
-    """Share of strict wins, None where nothing was graded."""
-    if any(getattr(record, field) is None for record in records):
-        return None
-    return statistics.proportion([_wins(record, field) for record in records])
-
-
-def _tie_rate(records: Sequence[EvalRecord], field: str) -> statistics.Estimate | None:
-    """Share of ties, None where nothing was graded."""
-    if any(getattr(record, field) is None for record in records):
-        return None
-    return statistics.proportion([getattr(r, field) == getattr(r, f"reference_{field}") for r in records])
-
-
 def _grades(judge: Judge, name: str, prompts: list[Any], texts: list[str]) -> list[float]:
     """Call the judge and check what it returns."""
-    advice = "The trained adapter is in the run folder; mend the judge and use --resume to evaluate."
+    advice = "What was trained is in the run folder; mend the judge and use --resume (llm.evaluate: the same command)."
     try:
         grades = np.asarray(judge(list(prompts), list(texts)), dtype=np.float64)
     except Exception as error:
@@ -182,3 +187,311 @@ def _grades(judge: Judge, name: str, prompts: list[Any], texts: list[str]) -> li
             f"completion {broken[0]}: {grades[broken[0]]}. {advice}"
         )
     return [float(grade) for grade in grades]
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a run's policy with several completions a prompt; the run keeps the result in eval/."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run folder."""
+    completions: int = 4
+    """Completions of each prompt."""
+    prompts: str = ""
+    """Other prompts, in the run's format; the run's held-out ones unless given."""
+    checkpoint: str = "best"
+    """best (the run's adapter), prior, or step-… (one of the run's checkpoints)."""
+    against: str = ""
+    """Another run, whose best adapter is evaluated on the same prompts and compared head to head."""
+    name: str = ""
+    """The result's name in eval/; CHECKPOINT-xCOMPLETIONS unless given, with the name of other prompts behind it."""
+    sample_rows: int = 0
+    """Completions in one sampling or scoring call (memory); as in the run unless given."""
+
+
+class Subject(NamedTuple):
+    """A run's policy with what evaluates it.
+
+    Attributes:
+        folder: The run folder.
+        config: The run's settings.
+        policy: At the checkpoint that is evaluated.
+        reward: The run's reward.
+        judge: The run's judge, if it has one.
+    """
+
+    folder: Path
+    config: AlignConfig
+    policy: Policy
+    reward: Reward
+    judge: Judge | None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    command = tyro.cli(EvaluateCommand, args=list(arguments), prog="python -m llm.evaluate", config=())
+    if command.completions < 1:
+        raise UserError(f"--completions {command.completions}: must be 1 or more.")
+    command = replace(command, name=_name(command))
+    folder, other = Path(command.run), Path(command.against)
+    if not command.against:
+        evaluate_run(folder, command)
+        return
+    _check_comparable(folder, other, command)
+    second = replace(command, checkpoint="best", name=_name(replace(command, checkpoint="best", name="")))
+    records = [evaluate_run(folder, command), evaluate_run(other, second)]
+    values = head_to_head(*records)
+    path = folder / "eval" / f"{command.name}-against-{_file_name(other.resolve().name)}.json"
+    write_json(path, {"run": str(folder), "against": str(other), "figures": values})
+    _show(f"{folder} ({command.checkpoint}) against {other} (best)", values, path)
+
+
+def evaluate_run(folder: Path, command: EvaluateCommand) -> list[EvalRecord]:
+    """Evaluate one run as the command says, write `eval/<name>.parquet` and `.json`, and print the figures.
+
+    What an earlier, perhaps interrupted, call wrote of the same evaluation is read instead of made again.
+
+    Raises:
+        UserError: There is no such run, checkpoint or prompts, the run's model, reward or prompts changed since, or
+            another evaluation has the name.
+    """
+    with _locked(folder):
+        subject = _load(folder, command)
+        prompts, reference_rewards = _prompts(subject, command)
+        identity = _identity(subject, prompts, reference_rewards, command.completions)
+        make = partial(_records, subject, reference_rewards, command.completions)
+        rows = _stored_rows(folder / "eval", command.name, identity, prompts, make)
+        records = _as_records(rows, prompts)
+        values = figures(records)
+        if command.completions > 1:
+            values |= group_figures(records, make_log_goodness(subject.config))
+        path = folder / "eval" / f"{command.name}.json"
+        write_json(path, _result(command, folder, identity, len(prompts), values))
+    _show(f"{folder}: {command.checkpoint}, {len(prompts)} prompts × {command.completions}", values, path)
+    return records
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes away from a run's folder."""
+    stored_config(folder)  # there is a run
+    lock = lock_run(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _load(folder: Path, command: EvaluateCommand) -> Subject:
+    """Load a run's policy at a checkpoint, its reward and its judge, all as they were in the run."""
+    config = stored_config(folder)
+    config = replace(config, sample_rows=command.sample_rows or config.sample_rows)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    if reward.fingerprint() != read_json(folder / IDENTITY_FILE).get("reward"):
+        raise UserError(f"{folder}: the reward {config.reward} changed since the run. Restore it as it was.")
+    judge = load_callable(config.judge, option="--judge") if config.judge else None
+    policy = load_policy(config)
+    check_model(folder, policy.identity)
+    _load_checkpoint(folder, policy, command.checkpoint)
+    return Subject(folder, config, policy, reward, judge)
+
+
+def _load_checkpoint(folder: Path, policy: Policy, name: str) -> None:
+    """Put the adapter of a checkpoint in place; a new one computes the prior."""
+    if name == "prior":
+        return
+    if name == "best":
+        if not (folder / "adapter" / "adapter_model.safetensors").is_file():
+            raise UserError(f"{folder}: has no adapter yet; go on with python -m llm.align --resume {folder}.")
+        load_best_adapter(folder, policy)
+        return
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    if name not in kept:
+        raise UserError(
+            f"--checkpoint {name}: {folder} has best, prior{''.join(', ' + step for step in kept)}. A run keeps the "
+            "newest two of its steps."
+        )
+    policy.load_adapter_state(safetensors.torch.load_file(folder / "checkpoints" / name / "adapter.safetensors"))
+
+
+def _prompts(subject: Subject, command: EvaluateCommand) -> tuple[list[Prompt], dict[str, float]]:
+    """The prompts with their references, and these references' rewards."""
+    policy = subject.policy
+    if command.prompts:
+        config = replace(
+            subject.config, prompts=command.prompts, test_prompts="", test_count=0, validation_count=0, m=1
+        )
+        read = load_prompts(config, policy.tokenizer, policy.context_length).train  # all of them
+        prompts = [replace(p, prompt_id=p.prompt_id.replace("train", "asked", 1)) for p in read]
+        say(f"Making and rewarding the references of {len(prompts)} prompts.")
+        rows = make_references(config, policy, subject.reward, prompts)
+    else:
+        prompts = load_prompts(subject.config, policy.tokenizer, policy.context_length).test
+        rows = ShardFolder(subject.folder / "eval").read("references")
+        if _held_out(subject.folder) != [(prompt.prompt_id, prompt.token_ids) for prompt in prompts]:
+            raise UserError(
+                f"{subject.folder}: the run's prompts changed since. Restore them, or give others with --prompts."
+            )
+    texts = {row["prompt_id"]: row["reference"] for row in rows}
+    return with_references(prompts, texts), {row["prompt_id"]: row["reward"] for row in rows}
+
+
+def _held_out(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """The prompts, with their tokens, that a run evaluated itself on."""
+    return [(row["prompt_id"], tuple(row["prompt_token_ids"])) for row in ShardFolder(folder / "eval").read("before")]
+
+
+def _identity(subject: Subject, prompts: Sequence[Prompt], reference_rewards: dict[str, float], count: int) -> str:
+    """Fingerprint what gives an evaluation its meaning."""
+    config = subject.config
+    return text_fingerprint(
+        {
+            "model": subject.policy.identity,
+            "adapter": adapter_digest(subject.policy),
+            "reward": subject.reward.fingerprint(),
+            "judge": function_fingerprint(config.judge, subject.judge) if subject.judge else "",
+            "prompts": [
+                (p.prompt_id, p.text, p.token_ids, p.reference, reference_rewards[p.prompt_id]) for p in prompts
+            ],
+            "sampling": (count, config.max_new_tokens, config.stop, config.seed),
+            "code": SCORER_VERSION,
+        }
+    )
+
+
+def _records(
+    subject: Subject, reference_rewards: dict[str, float], count: int, prompts: Sequence[Prompt]
+) -> list[EvalRecord]:
+    """Evaluate some prompts; their draws are those of the run's own evaluations."""
+    policy, reward, config = subject.policy, subject.reward, subject.config
+    records = evaluate(policy, prompts, reward, reference_rewards, config, "test", count)
+    return judged(records, subject.judge, config.judge) if subject.judge else records
+
+
+def _stored_rows(
+    folder: Path,
+    name: str,
+    identity: str,
+    prompts: Sequence[Prompt],
+    make: Callable[[Sequence[Prompt]], list[EvalRecord]],
+) -> list[dict[str, Any]]:
+    """The rows of an evaluation, made part by part where they are not in its folder already."""
+    shards, parts = ShardFolder(folder), ShardFolder(folder / name)
+
+    def rows_of(members: Sequence[Prompt]) -> list[dict[str, Any]]:
+        marks = {"evaluation": identity}
+        return [record.as_row() | {"sample_id": record.completion.sample_id} | marks for record in make(members)]
+
+    def all_rows() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for start in tqdm(range(0, len(prompts), SHARD_PROMPTS), desc="evaluating", unit="part"):
+            members = prompts[start : start + SHARD_PROMPTS]
+            rows += _checked(parts.once(f"prompts-{start:06d}", partial(rows_of, members)), identity, parts.folder)
+        return rows
+
+    rows = _checked(shards.once(name, all_rows), identity, folder / f"{name}.parquet")
+    with disk_errors(parts.folder):
+        shutil.rmtree(parts.folder, ignore_errors=True)
+    return rows
+
+
+def _checked(rows: list[dict[str, Any]], identity: str, place: Path) -> list[dict[str, Any]]:
+    """Check that stored rows are of this evaluation."""
+    if any(row.get("evaluation") != identity for row in rows):
+        raise UserError(
+            f"{place}: holds another evaluation (the adapter, the prompts or the settings differ). Give this one a "
+            "--name of its own."
+        )
+    return rows
+
+
+def _as_records(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> list[EvalRecord]:
+    """Read records back, each completion with its place in the group."""
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    records = [EvalRecord.from_row(row, by_id[row["prompt_id"]]) for row in rows]
+    return [
+        replace(record, completion=replace(record.completion, sample_id=row["sample_id"]))
+        for record, row in zip(records, rows, strict=True)
+    ]
+
+
+def _result(command: EvaluateCommand, folder: Path, identity: str, prompts: int, values: Figures) -> dict[str, Any]:
+    """What `eval/<name>.json` holds."""
+    return {
+        "checkpoint": command.checkpoint,
+        "step": _step(folder, command.checkpoint),
+        "prompts": command.prompts or None,
+        "counts": {"prompts": prompts, "completions": prompts * command.completions},
+        "figures": values,
+        "identity": identity,
+        "versions": versions(),
+    }
+
+
+def _step(folder: Path, checkpoint: str) -> int | None:
+    """Gradient steps behind a checkpoint, None where its state is gone."""
+    states = sorted((folder / "checkpoints").glob("step-*" if checkpoint == "best" else checkpoint))
+    if checkpoint == "prior" or not states:
+        return 0 if checkpoint == "prior" else None
+    state = read_json(states[-1] / "state.json")
+    return int(state["best"]["step"] if checkpoint == "best" else state["step"])
+
+
+def _name(command: EvaluateCommand) -> str:
+    """The name under which an evaluation is kept."""
+    default = f"{command.checkpoint}-x{command.completions}"
+    if command.prompts:
+        default += f"-{_file_name(Path(command.prompts).stem)}"
+    name = command.name or default
+    if not FILE_NAME.fullmatch(name) or RESERVED.fullmatch(name):
+        raise UserError(
+            f"--name {name}: must be letters, digits, dots, hyphens and underscores, and none of before, after, "
+            "references and judged-…, which are the run's own."
+        )
+    return name
+
+
+def _file_name(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)
+
+
+def _check_comparable(folder: Path, other: Path, command: EvaluateCommand) -> None:
+    """Check, before anything is loaded, that two runs have one reward and the same held-out prompts."""
+    first, second = (read_json(one / IDENTITY_FILE).get("reward") for one in (folder, other))
+    if first != second:
+        raise UserError(f"--against {other}: has another reward than {folder}, so no completion beats another's.")
+    if not command.prompts and _held_out(folder) != _held_out(other):
+        raise UserError(
+            f"--against {other}: has other held-out prompts than {folder} (another --prompts, --test-count or --seed). "
+            "Give both some with --prompts."
+        )
+
+
+def _show(title: str, values: Figures, path: Path) -> None:
+    """Print figures as a table, with where they lie; without a judge its figures are left out."""
+    print(f"{printable(title)}, 95 % intervals")
+    for name, value in values.items():
+        if values["judge_win_rate"] is not None or not name.startswith("judge_"):
+            print(f"  {name.replace('_', ' '):<42}{shown(name, value)}")
+    print(f"  {printable(str(path))}\n")
+
+
+def shown(name: str, value: dict[str, Any] | None) -> str:
+    """Return a figure as text: estimate and interval.
+
+    Args:
+        name: The figure's, which tells its unit.
+        value: The estimate, None where the data do not identify one.
+    """
+    if value is None:
+        return "not identified"
+    form = "{:z.1%}" if SHARES.fullmatch(name) else "{:z.3f}"
+    ends = ", ".join(form.format(end) for end in (value["low"], value["high"]) if end is not None)
+    return f"{form.format(value['estimate'])} [{ends or 'one prompt, no interval'}]"
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))

@@ -31,18 +31,17 @@ def wins(outcomes: Sequence[str]) -> np.ndarray:
 
 
 def mean_interval(values: np.ndarray, *, seed: int = 0) -> Interval:
-    """Return the mean of values (S, P) over seeds and prompts, bootstrapped over both.
+    """Return the mean of values (S, P) over seeds and prompts, bootstrapped over seeds, then prompts of each.
 
     Args:
-        values: (S, P), a row for each seed; the same prompts in the same order.
+        values: (S, P), a row for each seed, which has prompts of its own.
         seed: Of the bootstrap's draws.
     """
     draws = np.random.default_rng(seed)
     runs, prompts = values.shape
-    by_run = draws.integers(runs, size=(REPEATS, runs))
-    by_prompt = draws.multinomial(prompts, np.full(prompts, 1 / prompts), size=REPEATS) / prompts
-    weights = np.stack([np.bincount(row, minlength=runs) for row in by_run]) / runs
-    means = np.einsum("rs,sp,rp->r", weights, values, by_prompt, optimize=True)
+    resampled = values[draws.integers(runs, size=(REPEATS, runs))]  # (R, S, P)
+    counts = draws.multinomial(prompts, np.full(prompts, 1 / prompts), size=(REPEATS, runs))
+    means = (resampled * counts).sum((1, 2)) / (runs * prompts)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
 
