@@ -37,11 +37,13 @@ from llm.config import (
 )
 from llm.console import entry_point, say
 from llm.errors import UserError
-from llm.evaluate import Judge, change, evaluate, figures, judged, sample_one_each
+from llm.evaluate import Judge, evaluate, judged, make_references
+from llm.figures import change, figures
 from llm.given import GivenGroups, load_given
 from llm.groups import Collector
 from llm.logprob import group_pairs, score
 from llm.memory import with_train_rows
+from llm.methods import METHODS
 from llm.models import Policy, load_policy, resolve_device
 from llm.plugins import load_callable
 from llm.prompts import PromptSets, load_prompts, with_references
@@ -67,8 +69,8 @@ CONSISTENCY_WARNING = 0.05
 SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "stop", "n", "m", "sample_rows", "seed")
 MEMORY_SETTINGS = ("train_rows", "activation_checkpointing")
 """What a resumed run may change: the gradient is the same up to rounding."""
-FREE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "rollouts", "reward", "judge", "tracker", "out")
-FREE_SETTINGS += MEMORY_SETTINGS
+FILE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "rollouts", "reward", "judge")
+FREE_SETTINGS = (*FILE_SETTINGS, "tracker", "out", *MEMORY_SETTINGS)
 """What may differ where a run goes on: it does not matter, or is fingerprinted by its content."""
 
 
@@ -152,12 +154,13 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     policy = load_policy(config)
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
-    given = load_given(config, policy, prompts)
-    config = processes.from_first(functools.partial(with_train_rows, config, policy, prompts.train, reward))
+    given = load_given(config, policy, prompts, reward)
+    training = given.prompts() if given else prompts.train
+    config = processes.from_first(functools.partial(with_train_rows, config, policy, training, reward))
     identity = _identity(config, policy, reward, prompts, given)
     processes.check_same("model, reward, prompts or settings", lambda: identity)
     # A reward that fails does so here, before there is a run folder that would have to be removed.
-    references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
+    references = [] if resume else make_references(config, policy, reward, prompts.validation + prompts.test)
     make = functools.partial(new_run, config, identity)
     folder, config = (Path(config.out), config) if resume else processes.from_first(make)
     lock = lock_run(folder) if processes.is_first() else None
@@ -316,7 +319,7 @@ def finish(
     """Let the judge grade, write `summary.json` and the report, and print the table."""
     if this.judge is not None:
         before, after = _judged(this, this.judge, before, after)
-    summary = {
+    summary: dict[str, Any] = {
         "before": figures(before),
         "after": figures(after),
         "change": change(before, after),
@@ -360,17 +363,18 @@ def _identity(
     config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets, given: GivenGroups | None
 ) -> Identity:
     """Fingerprint what a run's stored files depend on."""
-    rows = [(p.prompt_id, p.text, p.token_ids, p.reference) for p in prompts.train + prompts.validation + prompts.test]
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS}
     sampling["rollouts"] = given.fingerprint() if given else ""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     if config.goodness not in GOODNESS:
         goodness = load_callable(config.goodness, option="--goodness")
         settings["goodness"] = function_fingerprint(config.goodness, goodness)
+    if ":" in config.method:
+        settings["method"] = function_fingerprint(config.method, load_callable(config.method, option="--method"))
     return Identity(
         model=policy.identity,
         reward=reward.fingerprint(),
-        prompts=text_fingerprint(rows),
+        prompts=prompts.fingerprint(),
         sampling=text_fingerprint(sampling),
         settings=text_fingerprint(settings),
     )
@@ -386,33 +390,13 @@ def _fill_references(
 ) -> dict[str, float]:
     """Give every held-out prompt a reference (the prior's own where the data has none) and return their rewards."""
     held_out = prompts.validation + prompts.test
-    make = functools.partial(_make_references, config, policy, reward, held_out)
+    make = functools.partial(make_references, config, policy, reward, held_out)
     rows = ShardFolder(folder / "eval").once_together("references", lambda: references or make())
     texts = {row["prompt_id"]: row["reference"] for row in rows}
     prompts.counts["references_from_prior"] = sum(prompt.reference is None for prompt in held_out)
     prompts.validation = with_references(prompts.validation, texts)
     prompts.test = with_references(prompts.test, texts)
     return {row["prompt_id"]: row["reward"] for row in rows}
-
-
-def _make_references(
-    config: AlignConfig, policy: Policy, reward: Reward, prompts: Sequence[Prompt]
-) -> list[dict[str, Any]]:
-    """Sample missing references from the prior, and reward all of them."""
-    missing = [prompt for prompt in prompts if prompt.reference is None]
-    with policy.as_prior():
-        sampled = sample_one_each(policy, missing, config, "reference")
-    own = {completion.prompt_id: completion.text for completion in sampled}
-    texts = [own[p.prompt_id] if p.reference is None else p.reference for p in prompts]
-
-    def rewards(block: Sequence[tuple[Prompt, str]]) -> list[float]:
-        return [float(value) for value in reward([prompt.text for prompt, _ in block], [text for _, text in block])]
-
-    values = processes.dealt(list(zip(prompts, texts, strict=True)), config.sample_rows, rewards)
-    return [
-        {"prompt_id": prompt.prompt_id, "reference": text, "reward": value}
-        for prompt, text, value in zip(prompts, texts, values, strict=True)
-    ]
 
 
 def _check_start(before: list[EvalRecord]) -> None:
@@ -426,10 +410,19 @@ def _check_start(before: list[EvalRecord]) -> None:
 
 
 def _self_consistency(this: Run, group: ScoredGroup) -> float:
-    """Score one group again, one row at a time, and return the largest change of log q', in nats."""
-    temperature = this.config.sampling_temperature
-    again = score(this.policy, group_pairs(group), 1, temperature=temperature)
-    gap = max(abs(a - b) for a, b in zip(again, group.log_proposal.tolist(), strict=True))
+    """Score one group again, one row at a time, and return the largest change, in nats.
+
+    Of log q' where the policy sampled the group, else, for q' may be known no more, of log p.
+    """
+    config = this.config
+    if METHODS[config.method].proposal == "policy" and not config.rollouts:
+        again = score(this.policy, group_pairs(group), 1, temperature=config.sampling_temperature)
+        before = group.log_proposal
+    else:
+        with this.policy.as_prior():
+            again = score(this.policy, group_pairs(group), 1)
+        before = group.log_prior
+    gap = max(abs(a - b) for a, b in zip(again, before.tolist(), strict=True))
     if gap > CONSISTENCY_WARNING:
         say(
             f"Warning: the same completions score up to {gap:.2g} nats apart when they are batched differently "

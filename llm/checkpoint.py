@@ -14,8 +14,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from llm.controls import control_texts
 from llm.errors import UserError
-from llm.models import Policy
+from llm.methods import METHODS
+from llm.models import CONTROL, VALUE_HEAD, Policy
 from llm.sft_adapter import POLICY
 from llm.store import disk_errors, read_json, write_json, write_text, write_whole
 
@@ -90,14 +92,21 @@ def save_adapter(folder: Path, policy: Policy, card: str) -> None:
     target = folder / "adapter"
     with tempfile.TemporaryDirectory() as scratch:
         policy.model.save_pretrained(scratch, selected_adapters=[POLICY], save_embedding_layers=False)
+        for part, tensors in policy.parts().items():
+            state = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            safetensors.torch.save_file(state, Path(scratch) / f"{part}.safetensors")
         write_text(Path(scratch) / "README.md", card)
         for file in sorted(Path(scratch).iterdir()):
             write_whole(target / file.name, file.read_bytes())
 
 
 def load_best_adapter(folder: Path, policy: Policy) -> None:
-    """Put the adapter of `adapter/` in place."""
-    policy.load_adapter_state(safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors"))
+    """Put the adapter of `adapter/` in place, with the policy's parts beside it."""
+    state = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+    for part in (VALUE_HEAD, CONTROL):
+        if (path := folder / "adapter" / f"{part}.safetensors").is_file():
+            state |= {f"{part}.{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
+    policy.load_adapter_state(state)
 
 
 def _packed(optimizer: torch.optim.Optimizer) -> bytes:
@@ -129,10 +138,10 @@ def model_card(config: Any, state: dict[str, float]) -> str:
     return f"""---
 base_model: {config.model}
 library_name: peft
-tags: [brain, lora]
+tags: [{config.method}, lora]
 ---
 
-# LoRA adapter aligned with BRAIn
+# LoRA adapter aligned with {"BRAIn" if config.method == "brain" else config.method}
 
 Base model: `{config.model}`. {_sft_line(config)}Reward: `{config.reward}`.
 Goodness: `{config.goodness}`, temperature {config.temperature}.
@@ -147,8 +156,26 @@ model = AutoModelForCausalLM.from_pretrained({config.model!r}, dtype="{config.dt
 {_loading_lines(config)}
 ```
 
-Method: BRAIn, Bayesian reward-conditioned amortized inference (arXiv 2402.02479). Settings: `config.yaml` of the run.
+{_control_line(config, state)}{_method_line(config)} Settings: `config.yaml` of the run.
 """
+
+
+def _method_line(config: Any) -> str:
+    """The method and its source."""
+    if config.method == "brain":
+        return "Method: BRAIn, Bayesian reward-conditioned amortized inference (arXiv 2402.02479)."
+    return f"Method: `{config.method}` ({METHODS[config.method].source}), in BRAIn's toolkit (arXiv 2402.02479)."
+
+
+def _control_line(config: Any, state: dict[str, float]) -> str:
+    """What Quark's policy wants to read before a prompt; until training has begun it is the prior, which wants none."""
+    if config.method != "quark" or state["step"] == 0:
+        return ""
+    return (
+        f"Put the tokens of the text {control_texts(config)[-1]!r} before every prompt, behind the "
+        "beginning-of-sequence token if the prompt has one: it asks for the best completions. Tokenise it apart from "
+        "the prompt and without special tokens; `control.safetensors` holds the ids.\n\n"
+    )
 
 
 def _sft_line(config: Any) -> str:

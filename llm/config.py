@@ -23,13 +23,9 @@ DEFAULT_PRESET = "tiny"
 GOODNESS = ("bradley_terry", "logistic")
 MAY_BE_ZERO = {"seed", "threads", "max_prompt_tokens", "train_rows", "warmup_steps", "weight_decay"}
 MAY_BE_ZERO |= {"adam_beta1", "adam_beta2", "rso_accepted", "sft_weight", "label_smoothing"}
+MAY_BE_ZERO |= {"kl_weight", "gae_lambda", "value_weight"}
 BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing", "clip")
 INPUTS = ("model", "prompts", "reward")
-METHOD_NAMES = Literal[
-    "brain", "brain-weighted", "brain-argmax", "snis", "dpo-sft", "dpo-sft-iw", "dpo-sft-iw-n", "dpo", "dpo-pl", "ipo",
-    "cdpo", "rso", "slic", "rrhf", "dpg", "gdc", "gdcpp", "infonca", "nca", "exo", "rloo", "grpo", "ppo", "best-of-n",
-    "quark",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,12 @@ class AlignConfig:
     temperature: float = 1.0
     """Temperature of the target: bradley_terry divides the reward by it; lower means a sharper target."""
 
-    method: METHOD_NAMES = "brain"
-    """What is done with the completions; docs/methods.md compares."""
-    dpo_beta: float = 0.1
-    """DPO's beta and its relatives': the power of q_θ/p in brain-argmax, dpo…, ipo, cdpo, rso, infonca, nca, exo."""
+    method: str = "brain"
+    """What is done with the completions: brain, dpo-sft, rloo, …, see docs/methods.md; or package.module:function on
+    (group tensors, settings) that gives every completion its coefficient."""
+    dpo_beta: float = 1.0
+    """DPO's beta and its relatives': the power of q_θ/p in brain-argmax, dpo…, ipo, cdpo, rso, infonca, nca, exo; at
+    1 DPO aims at what BRAIn aims at, and 0.1 is what its authors use."""
     label_smoothing: float = 0.1
     """cdpo: probability that a preference is wrong."""
     rso_accepted: int = 0
@@ -71,6 +69,18 @@ class AlignConfig:
     """slic, rrhf: weight of the likelihood of the group's best completion."""
     clip: float = 0.2
     """rloo, grpo, ppo: how far the probability ratio may move from 1."""
+    kl_weight: float = 0.04
+    """grpo, quark: weight of the divergence from the prior, nats a token."""
+    gae_lambda: float = 0.95
+    """ppo: decay of later surprises in an advantage; 1 is the return less the value."""
+    value_weight: float = 0.1
+    """ppo: weight of the value head's loss."""
+    value_clip: float = 0.2
+    """ppo: how far a value may move from that before the phase, in units of the reward."""
+    quantiles: int = 5
+    """quark: parts of equal size that the pool is cut into by reward, up to 26."""
+    quark_prefix: str = "grade {} "
+    """quark: text before a prompt that tells the quantile; {} becomes a letter, of which a is the best."""
     rollouts: str = ""
     """Train on given completions instead of sampling: another run's folder, or a .jsonl or .parquet file (prompt,
     completions, scores and perhaps log_proposal)."""
@@ -83,6 +93,8 @@ class AlignConfig:
     """Column with the prompt, in the plain format."""
     reference_column: str = "reference"
     """Column with the reference completion, in the plain format; without it the prior's own completion is used."""
+    rejected_column: str = "rejected"
+    """dpo: column with the answer that the reference is preferred to, in the plain format."""
     test_prompts: str = ""
     """Held-out prompts in the same format; without it they are split off --prompts."""
     validation_count: int = 64
@@ -332,7 +344,7 @@ def _broken_bound(name: str, value: float) -> str | None:
 def _refuse_unused(config: AlignConfig) -> None:
     """Refuse settings that this run would not heed."""
     columns = {"anthropic-hh": "chosen, rejected", "rm-static": "prompt, chosen", "tldr": "prompt, label"}
-    for name in ("prompt_column", "reference_column"):
+    for name in ("prompt_column", "reference_column", "rejected_column"):
         value = getattr(config, name)
         if config.format != "plain" and value != getattr(AlignConfig(), name):
             raise UserError(
@@ -360,7 +372,55 @@ def _check_method(config: AlignConfig) -> None:
     accepted = accepted_count(config)
     if name == "rso" and (accepted % 2 or accepted > config.n):
         raise UserError(f"--rso-accepted {accepted}: must be an even number of at most --n {config.n} candidates.")
+    _check_token_method(config)
+    _check_given(config)
     buffered_phases(config)
+
+
+def _check_given(config: AlignConfig) -> None:
+    """Refuse completions that are given to a method that cannot use them, or that the data does not have."""
+    from llm.methods import METHODS
+
+    method, name = METHODS[config.method], config.method
+    if config.rollouts and (method.proposal == "improving" or method.buffer == "latest"):
+        raise UserError(
+            f"--rollouts {config.rollouts}: --method {name} must sample by itself, for it is made for completions of "
+            "its own policy as it is at the time. Leave --rollouts out, or use another method."
+        )
+    is_of_pairs = method.proposal == "given" and not config.rollouts
+    if is_of_pairs and config.format == "tldr":
+        raise UserError(
+            f"--method {name}: --format tldr has no rejected answers. Give groups of two with --rollouts, or another "
+            "--format."
+        )
+    if not is_of_pairs and config.rejected_column != AlignConfig.rejected_column:
+        raise UserError(
+            f"--rejected-column {config.rejected_column}: only --method dpo on the pairs of --prompts reads it. "
+            "Leave it out."
+        )
+    is_without_run = is_of_pairs or (config.rollouts and not Path(config.rollouts).is_dir())
+    if is_without_run and config.sampling_temperature != 1:
+        raise UserError(
+            f"--sampling-temperature {config.sampling_temperature}: nothing is sampled to train on. Leave it out."
+        )
+
+
+def _check_token_method(config: AlignConfig) -> None:
+    """Refuse settings with which a method of tokens cannot work."""
+    from llm.methods import METHODS
+
+    tokens, name = METHODS[config.method].tokens, config.method
+    if tokens and tokens.is_cached and config.rollouts:
+        raise UserError(
+            f"--rollouts {config.rollouts}: --method {name} needs the log-prob of every token under the policy that "
+            "sampled it, which given completions do not have. Leave it out, or use --method rloo."
+        )
+    if config.gae_lambda > 1:
+        raise UserError(f"--gae-lambda {config.gae_lambda}: must be at most 1.")
+    if name == "quark" and not 2 <= config.quantiles <= 26:
+        raise UserError(f"--quantiles {config.quantiles}: must be 2 to 26, for each has a letter.")
+    if name == "quark" and "{}" not in config.quark_prefix:
+        raise UserError(f"--quark-prefix {config.quark_prefix!r}: must hold {{}}, the place of the quantile's letter.")
 
 
 def _refuse_other_sources(command: Command) -> None:

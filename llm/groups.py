@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,15 @@ from llm import processes
 from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.given import GivenGroup, GivenGroups
-from llm.logprob import score
+from llm.logprob import score, score_tokens
 from llm.methods import METHODS
 from llm.models import Policy
+from llm.prompts import draw_prompts
 from llm.proposal import GIVEN, PRIOR, Proposal, adapter_digest, improved_proposal
-from llm.records import Completion, Pair, Prompt, ScoredGroup
+from llm.records import Completion, Pair, Prompt, ScoredGroup, TokenScores
 from llm.rewards import Reward
 from llm.rollout import sample_groups
-from llm.store import ShardFolder
-from llm.streams import stream
+from llm.store import ShardFolder, rollout_shards, score_shards
 from llm.train import make_objective
 
 Progress = Callable[[int], object]
@@ -55,8 +56,7 @@ class Collector:
         """Draw the m prompts of a phase, ordered by length so that a batch holds similar ones."""
         if self.given is not None:
             return [group.prompt for group in self.given.phase(phase)]
-        chosen = stream(self.config.seed, "prompts", phase).choice(len(prompts), self.config.m, replace=False)
-        return sorted((prompts[i] for i in chosen), key=lambda p: (len(p.token_ids), p.prompt_id))
+        return draw_prompts(prompts, self.config, phase)
 
     def collect(self, phase: int, prompts: Sequence[Prompt], progress: Progress) -> list[ScoredGroup]:
         """Return a phase's scored groups; blocks that are in the run folder already are read from it.
@@ -127,10 +127,10 @@ class Collector:
         return max(1, self.config.sample_rows // self.config.n)
 
     def _rollouts(self, phase: int) -> ShardFolder:
-        return ShardFolder(self.folder / "rollouts" / f"phase-{phase:04d}")
+        return rollout_shards(self.folder, phase)
 
     def _scores(self, phase: int) -> ShardFolder:
-        return ShardFolder(self.folder / "scores" / self.fingerprint[:16] / f"phase-{phase:04d}")
+        return score_shards(self.folder, self.fingerprint, phase)
 
     def _rollout_rows(self, phase: int, block: int, members: list[Prompt], proposal: str) -> list[dict[str, Any]]:
         """Sample a block, or read it where it was sampled before."""
@@ -177,7 +177,7 @@ class Collector:
     def _pairs(self, members: list[Prompt], rows: list[dict[str, Any]]) -> list[Pair]:
         """The completions of a block, each with its prompt."""
         prompts = [prompt for prompt in members for _ in range(self.config.n)]
-        return list(zip(prompts, map(_completion, rows), strict=True))
+        return list(zip(prompts, map(Completion.from_row, rows), strict=True))
 
     def _wait_for_blocks(self, phase: int, blocks: list[int]) -> None:
         """Wait until every process is done and the shards of all are seen here."""
@@ -194,7 +194,23 @@ class Collector:
         self, phase: int, block: int, pairs: list[Pair], known: list[GivenGroup], sampler_stands: bool
     ) -> list[dict[str, Any]]:
         """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
-        size = self.config.sample_rows
+        rewards = _known(known, "reward")
+        if rewards is None:
+            rewards = self.reward([p.text for p, _ in pairs], [c.text for _, c in pairs]).tolist()
+        columns = {
+            "prompt_id": [p.prompt_id for p, _ in pairs],
+            "sample_id": [c.sample_id for _, c in pairs],
+            **self._log_probs(pairs, known, sampler_stands),
+            "reward": rewards,
+            "rollouts": [self._rollouts(phase).checksum(_block_name(block))] * len(pairs),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _log_probs(self, pairs: list[Pair], known: list[GivenGroup], sampler_stands: bool) -> dict[str, list[Any]]:
+        """Columns with log p and log q' of completions, token by token as well where the method asks for it."""
+        method, size = METHODS[self.config.method].tokens, self.config.sample_rows
+        if method and method.is_cached:
+            return self._token_log_probs(pairs)
         log_prior = _known(known, "log_prior")
         if log_prior is None:
             with self.policy.as_prior():
@@ -202,21 +218,17 @@ class Collector:
         log_proposal = _known(known, "log_proposal")
         if log_proposal is None:
             log_proposal = self._log_proposal(pairs, log_prior, sampler_stands)
-        rewards = _known(known, "reward")
-        if rewards is None:
-            rewards = self.reward([p.text for p, _ in pairs], [c.text for _, c in pairs]).tolist()
-        key = {"rollouts": self._rollouts(phase).checksum(_block_name(block))}
-        return [
-            {
-                "prompt_id": p.prompt_id,
-                "sample_id": c.sample_id,
-                "log_prior": prior,
-                "log_proposal": proposal,
-                "reward": r,
-            }
-            | key
-            for (p, c), prior, proposal, r in zip(pairs, log_prior, log_proposal, rewards, strict=True)
-        ]
+        return {"log_prior": log_prior, "log_proposal": log_proposal}
+
+    def _token_log_probs(self, pairs: list[Pair]) -> dict[str, list[Any]]:
+        """Columns with log p and log q' of completions and of their tokens, and their values; the scorer's own."""
+        size, temperature = self.config.sample_rows, self.config.sampling_temperature
+        with self.policy.as_prior():
+            log_prior, _ = score_tokens(self.policy, pairs, size)
+        log_proposal, values = score_tokens(self.policy, pairs, size, temperature=temperature)
+        sums = {"log_prior": list(map(math.fsum, log_prior)), "log_proposal": list(map(math.fsum, log_proposal))}
+        tokens = {"token_log_prior": log_prior, "token_log_proposal": log_proposal}
+        return {**sums, **tokens, **({"values": values} if values else {})}
 
     def _log_proposal(self, pairs: list[Pair], log_prior: list[float], sampler_stands: bool) -> list[float]:
         """log q' of completions: the prior's where that is what sampled, or where nobody knows (T10)."""
@@ -230,9 +242,11 @@ class Collector:
     def _sampler_stands(self, phase: int, block: int, members: list[Prompt], proposal: str) -> bool:
         """Whether the sampler's own log q' stands for the scorer's in this phase, as its first group decided.
 
-        Only in float32: in half precision a log-prob depends on how completions are batched.
+        Only in float32: in half precision a log-prob depends on how completions are batched. It is a sum, which tokens
+        cannot be had from.
         """
-        if self.config.dtype != "float32" or self.given is not None:
+        method = METHODS[self.config.method].tokens
+        if self.config.dtype != "float32" or self.given is not None or (method and method.is_cached):
             return False
 
         def compare() -> list[dict[str, Any]]:
@@ -278,16 +292,18 @@ def _as_groups(
     groups = []
     for index, prompt in enumerate(members):
         part = slice(index * n, (index + 1) * n)
-        completions = tuple(_completion(row) for row in rows[part])
+        completions = tuple(Completion.from_row(row) for row in rows[part])
         columns = {key: np.array([s[key] for s in scores[part]]) for key in ("log_prior", "log_proposal", "reward")}
-        groups.append(ScoredGroup(prompt, completions, **columns, phase=phase))
+        groups.append(ScoredGroup(prompt, completions, **columns, phase=phase, tokens=_token_scores(scores[part])))
     return groups
 
 
-def _completion(row: dict[str, Any]) -> Completion:
-    """Read a completion from a row of a table."""
-    values = {field.name: row[field.name] for field in dataclasses.fields(Completion)}
-    return Completion(**values | {"token_ids": tuple(row["token_ids"])})
+def _token_scores(scores: list[dict[str, Any]]) -> TokenScores | None:
+    """What is stored of the tokens of a group, if anything."""
+    if "token_log_prior" not in scores[0]:
+        return None
+    names = ("token_log_prior", "token_log_proposal", *(["values"] if "values" in scores[0] else []))
+    return TokenScores(*(tuple(np.array(row[name], dtype=np.float64) for row in scores) for name in names))
 
 
 def _block_name(block: int) -> str:

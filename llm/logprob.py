@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from llm import shared_prefix
 from llm.errors import UserError
 from llm.models import Policy
-from llm.records import Pair, Prompt, ScoredGroup, TokenBatch
+from llm.records import Pair, Prompt, ScoredGroup, TokenBatch, TokenOutputs
 
 
 def token_batch(pairs: Sequence[Pair], device: torch.device) -> TokenBatch:
@@ -65,6 +67,7 @@ def sequence_log_probs(policy: Policy, pairs: Sequence[Pair], *, temperature: fl
     Args:
         policy: The policy; within `policy.as_prior()`, the prior.
         pairs: N prompts with a completion each. Neighbours with one prompt share its forward pass, if the policy can.
+            The policy's control, if it has one, comes before the prompts.
         temperature: Divides the logits, as it did in sampling.
 
     Returns:
@@ -75,18 +78,58 @@ def sequence_log_probs(policy: Policy, pairs: Sequence[Pair], *, temperature: fl
 
     Gradient: Flows to the adapter.
     """
+    pairs = [(policy.controlled(prompt), completion) for prompt, completion in pairs]
+    return token_outputs(policy, pairs, temperature=temperature).log_probs.double().sum(-1)
+
+
+def token_outputs(policy: Policy, pairs: Sequence[Pair], *, temperature: float = 1.0) -> TokenOutputs:
+    """Return what one forward pass tells of every completion token.
+
+    Args:
+        policy: The policy; within `policy.as_prior()`, the prior.
+        pairs: N prompts, as the model is to see them, with a completion each.
+        temperature: Divides the logits, as it did in sampling.
+
+    Raises:
+        UserError: The model returned NaN or an infinity, or cannot hold a pair.
+
+    Gradient: Flows to the adapter.
+    """
     check_lengths(policy, ((prompt, len(completion.token_ids)) for prompt, completion in pairs))
     if policy.shares_prompts and shared_prefix.pays(policy.base, pairs):
-        tokens = shared_prefix.token_log_probs(policy.base, pairs, temperature)
+        outputs = shared_prefix.token_outputs(policy.base, pairs, temperature)
     else:
-        tokens = token_log_probs(policy, token_batch(pairs, policy.device), temperature=temperature)
-    sums = tokens.double().sum(-1)
-    check_finite(sums)
-    return sums
+        outputs = _plain_outputs(policy, token_batch(pairs, policy.device), temperature)
+    check_finite(outputs.log_probs)
+    return outputs
+
+
+def _plain_outputs(policy: Policy, batch: TokenBatch, temperature: float) -> TokenOutputs:
+    """What one forward pass of a row for every completion tells."""
+    with _head_inputs(policy.base) as inputs:
+        log_probs = token_log_probs(policy, batch, temperature=temperature)
+    mask = batch.completion_mask.bool()
+    hidden = inputs[0][:, -(mask.shape[1] + 1) : -1].flatten(0, 1)
+    return TokenOutputs(log_probs, mask, hidden, mask.flatten().nonzero()[:, 0])
+
+
+@contextlib.contextmanager
+def _head_inputs(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+    """Collects the hidden states that come to the model's head within this context."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def check_finite(log_probs: torch.Tensor) -> None:
-    """Refuse log-probs (N,) that no model should give.
+    """Refuse log-probs that no model should give.
 
     Raises:
         UserError: One is NaN or infinite.
@@ -129,6 +172,40 @@ def score(policy: Policy, pairs: Sequence[Pair], rows: int, *, temperature: floa
     for start in range(0, len(pairs), rows):
         scores += sequence_log_probs(policy, pairs[start : start + rows], temperature=temperature).tolist()
     return scores
+
+
+@torch.no_grad()
+def score_tokens(
+    policy: Policy, pairs: Sequence[Pair], rows: int, *, temperature: float = 1.0
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Score completions token by token without gradient, `rows` of them in one call.
+
+    Returns:
+        log q of every token of each pair, nats, and the value head's values; these are empty without a value head.
+    """
+    scores: list[list[float]] = []
+    values: list[list[float]] = []
+    for start in range(0, len(pairs), rows):
+        outputs = token_outputs(policy, pairs[start : start + rows], temperature=temperature)
+        scores += _unpadded(outputs.log_probs, outputs.mask)
+        if policy.value_head:
+            values += _unpadded(token_values(policy, outputs), outputs.mask)
+    return scores, values
+
+
+def token_values(policy: Policy, outputs: TokenOutputs) -> torch.Tensor:
+    """Return the value head's values of what stands before every token, (N, C), 0 at padding.
+
+    Gradient: Flows to the value head and the adapter.
+    """
+    assert policy.value_head is not None
+    states = outputs.states.to(policy.value_head.weight.dtype)
+    return outputs.placed(policy.value_head(states)[:, 0])
+
+
+def _unpadded(values: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
+    """The values (N, C) of every completion's tokens, without those at padding (mask False)."""
+    return [row[:length] for row, length in zip(values.tolist(), mask.sum(-1).tolist(), strict=True)]
 
 
 def group_pairs(group: ScoredGroup) -> list[Pair]:

@@ -7,8 +7,10 @@ wrong with it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +18,11 @@ import torch
 
 import brain_core
 from llm.config import AlignConfig
+from llm.errors import UserError
+from llm.plugins import load_callable
 from llm.records import ScoredGroup
 from llm.streams import stream
+from llm.token_methods import GRPO, PPO, QUARK, TokenMethod
 
 LogGoodness = Callable[[torch.Tensor], torch.Tensor]
 RSO_CANDIDATES = 8
@@ -67,13 +72,13 @@ class Method:
 
     Attributes:
         source: Where its gradient is defined.
-        coefficients: Gives c (B, G), which multiply ∇ log q_θ(y|x) in ascent; None where `llm.token_methods` has its
-            losses.
+        coefficients: Gives c (B, G), which multiply ∇ log q_θ(y|x) in ascent; None for a method of tokens.
         proposal: What samples a phase's completions: the current policy; the prior; the last policy that came closer
             to the target; or nothing, where they are given.
         buffer: Which phases a gradient step draws from unless `--buffer` says it: all, or the latest.
         heeds: The settings that it uses beside those that all methods do.
         is_paired: Whether it uses a group in two halves or in pairs, so that n must be even.
+        tokens: Gives the loss of a method of tokens.
     """
 
     source: str
@@ -82,6 +87,7 @@ class Method:
     buffer: Literal["all", "latest"] = "all"
     heeds: tuple[str, ...] = ()
     is_paired: bool = False
+    tokens: TokenMethod | None = None
 
 
 def brain(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
@@ -208,32 +214,66 @@ def rloo(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
     return brain_core.clipped_surrogate_coefficients(advantage, g.ratio, clip=config.clip)
 
 
-METHODS = {
-    "brain": Method("eq. (12)", brain, "policy"),
-    "brain-weighted": Method("T4c", brain_weighted, "policy", is_paired=True),
-    "brain-argmax": Method("theorem 6.1", brain_argmax, "policy", heeds=("dpo_beta",)),
-    "snis": Method("eq. (7)", snis, "policy"),
-    "dpo-sft": Method("section 6", dpo, "prior", heeds=("dpo_beta",), is_paired=True),
-    "dpo-sft-iw": Method("eq. (22)", dpo_iw, "prior", is_paired=True),
-    "dpo-sft-iw-n": Method("section 9.2", brain, "prior"),
-    "dpo": Method("arXiv 2305.18290, eq. 7", dpo, "given", heeds=("dpo_beta",), is_paired=True),
-    "dpo-pl": Method("arXiv 2305.18290, appendix A.3", plackett_luce, "prior", heeds=("dpo_beta",)),
-    "ipo": Method("arXiv 2310.12036, eq. 17", ipo, "prior", heeds=("dpo_beta",), is_paired=True),
-    "cdpo": Method(
-        "arXiv 2305.18290 with smoothed labels", cdpo, "prior", heeds=("dpo_beta", "label_smoothing"), is_paired=True
-    ),
-    "rso": Method("arXiv 2309.06657, algorithm 1", rso, "prior", heeds=("dpo_beta", "rso_accepted", "rso_loss")),
-    "slic": Method("arXiv 2305.10425", slic, "prior", heeds=("slic_margin", "sft_weight"), is_paired=True),
-    "rrhf": Method("arXiv 2304.05302", rrhf, "prior", heeds=("sft_weight",)),
-    "dpg": Method("eq. (4)", dpg, "policy", is_paired=True),
-    "gdc": Method("arXiv 2012.11635", dpg, "improving", buffer="latest", is_paired=True),
-    "gdcpp": Method("arXiv 2206.00761", gdcpp, "policy", is_paired=True),
-    "infonca": Method("arXiv 2402.05369", infonca, "prior", heeds=("dpo_beta",)),
-    "nca": Method("arXiv 2402.05369", nca, "prior", heeds=("dpo_beta",)),
-    "exo": Method("arXiv 2402.00856", exo, "prior", heeds=("dpo_beta",)),
-    "rloo": Method("arXiv 2402.14740", rloo, "policy", buffer="latest", heeds=("clip",)),
-    "best-of-n": Method("likelihood of the best of n", best_of_n, "prior"),
-}
+class _Methods(dict[str, Method]):
+    """Methods by name; `package.module:function` is a user's own coefficients on BRAIn's data."""
+
+    def __missing__(self, name: str) -> Method:
+        if ":" in name:
+            coefficients = partial(_users_coefficients, name, load_callable(name, option="--method"))
+            return Method(f"the function {name}", coefficients, "policy", heeds=tuple(method_settings()))
+        close = difflib.get_close_matches(name, self, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(
+            f"--method {name}: no such method{hint}. There are: {', '.join(self)}; or package.module:function."
+        )
+
+
+METHODS = _Methods(
+    {
+        "brain": Method("eq. (12)", brain, "policy"),
+        "brain-weighted": Method("T4c", brain_weighted, "policy", is_paired=True),
+        "brain-argmax": Method("theorem 6.1", brain_argmax, "policy", heeds=("dpo_beta",)),
+        "snis": Method("eq. (7)", snis, "policy"),
+        "dpo-sft": Method("section 6", dpo, "prior", heeds=("dpo_beta",), is_paired=True),
+        "dpo-sft-iw": Method("eq. (22)", dpo_iw, "prior", is_paired=True),
+        "dpo-sft-iw-n": Method("section 9.2", brain, "prior"),
+        "dpo": Method("arXiv 2305.18290, eq. 7", dpo, "given", heeds=("dpo_beta",), is_paired=True),
+        "dpo-pl": Method("arXiv 2305.18290, appendix A.3", plackett_luce, "prior", heeds=("dpo_beta",)),
+        "ipo": Method("arXiv 2310.12036, eq. 17", ipo, "prior", heeds=("dpo_beta",), is_paired=True),
+        "cdpo": Method(
+            "arXiv 2305.18290 with smoothed labels",
+            cdpo,
+            "prior",
+            heeds=("dpo_beta", "label_smoothing"),
+            is_paired=True,
+        ),
+        "rso": Method("arXiv 2309.06657, algorithm 1", rso, "prior", heeds=("dpo_beta", "rso_accepted", "rso_loss")),
+        "slic": Method("arXiv 2305.10425", slic, "prior", heeds=("slic_margin", "sft_weight"), is_paired=True),
+        "rrhf": Method("arXiv 2304.05302", rrhf, "prior", heeds=("sft_weight",)),
+        "dpg": Method("eq. (4)", dpg, "policy", is_paired=True),
+        "gdc": Method("arXiv 2012.11635", dpg, "improving", buffer="latest", is_paired=True),
+        "gdcpp": Method("arXiv 2206.00761", gdcpp, "policy", is_paired=True),
+        "infonca": Method("arXiv 2402.05369", infonca, "prior", heeds=("dpo_beta",)),
+        "nca": Method("arXiv 2402.05369", nca, "prior", heeds=("dpo_beta",)),
+        "exo": Method("arXiv 2402.00856", exo, "prior", heeds=("dpo_beta",)),
+        "rloo": Method("arXiv 2402.14740", rloo, "policy", buffer="latest", heeds=("clip",)),
+        "grpo": Method(
+            "arXiv 2402.03300, eqs. 3 and 4", None, "policy", buffer="latest", heeds=("clip", "kl_weight"), tokens=GRPO
+        ),
+        "ppo": Method(
+            "arXiv 1707.06347, eq. 7",
+            None,
+            "policy",
+            buffer="latest",
+            heeds=("clip", "gae_lambda", "value_weight", "value_clip"),
+            tokens=PPO,
+        ),
+        "best-of-n": Method("likelihood of the best of n", best_of_n, "prior"),
+        "quark": Method(
+            "arXiv 2205.13636", None, "policy", heeds=("kl_weight", "quantiles", "quark_prefix"), tokens=QUARK
+        ),
+    }
+)
 """Every method by its name on the command line."""
 
 
@@ -264,7 +304,7 @@ def rejection_sample(reward: np.ndarray, count: int, temperature: float, draws: 
 
     Source: arXiv 2309.06657, algorithm 1.
     """
-    left, accepted = list(range(len(reward))), []
+    left, accepted = list(range(len(reward))), list[int]()
     while len(accepted) < count:
         threshold = np.exp((reward[left] - reward[left].max()) / temperature)
         passed = [i for i, limit in zip(left, threshold, strict=True) if draws.random() < limit]
@@ -277,6 +317,22 @@ def _accepted(group: ScoredGroup, config: AlignConfig) -> list[int]:
     """The candidates of a group that rejection sampling accepts: the same whenever they are asked for."""
     draws = stream(config.seed, "rejection", group.phase, group.prompt.prompt_id)
     return rejection_sample(group.reward, accepted_count(config), config.temperature, draws)
+
+
+def _users_coefficients(
+    name: str, function: Callable[[GroupTensors, AlignConfig], object], g: GroupTensors, config: AlignConfig
+) -> torch.Tensor:
+    """What a user's function gives, checked."""
+    try:
+        found = torch.as_tensor(function(g, config), dtype=torch.float64)
+    except Exception as error:  # whatever the user's function does
+        raise UserError(f"--method {name}: failed with {type(error).__name__}: {error}.") from error
+    if found.shape != g.reward.shape or not torch.isfinite(found).all():
+        raise UserError(
+            f"--method {name}: must return a finite coefficient for every completion, an array of shape "
+            f"{tuple(g.reward.shape)}; it returned shape {tuple(found.shape)}."
+        )
+    return found
 
 
 def _cross_fitted(

@@ -1,4 +1,4 @@
-"""The policy: a frozen SFT model, which is the prior, and a trainable LoRA adapter."""
+"""The policy: a frozen SFT model, which is the prior, and a trainable LoRA adapter (PPO: and a value head)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,18 @@ from transformers.utils import find_adapter_config_file
 from llm import prefix_attention, sft_adapter
 from llm.config import AlignConfig
 from llm.console import say
+from llm.controls import control_tokens, with_control
 from llm.errors import UserError
+from llm.records import Prompt
 from llm.sft_adapter import POLICY, SftAdapter
 from llm.streams import torch_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|rotary_emb\.inv_freq)$")
 """Constants that old checkpoints hold beside the weights and that models now compute themselves."""
+
+VALUE_HEAD, CONTROL = "value_head", "control"
+"""Parts of a policy beside its adapter, by the name of their file."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ class Policy:
         context_length: Tokens that prompt and completion may have together.
         identity: Fingerprint of the files, dtype and quantisation of all that is frozen, and of a tokenizer apart.
         shares_prompts: Whether completions of one prompt share its forward pass.
+        value_head: PPO's estimate of the reward to come, linear in the last hidden state; trained with the adapter.
+        controls: Quark's control tokens for each quantile of the reward, the worst first.
+        control: Those that the policy's prompts have before them; none for the prior, and until training has begun.
     """
 
     model: peft.PeftModel
@@ -61,6 +69,9 @@ class Policy:
     context_length: int
     identity: str
     shares_prompts: bool
+    value_head: torch.nn.Linear | None = None
+    controls: tuple[tuple[int, ...], ...] = ()
+    control: list[int] = field(default_factory=list)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -74,37 +85,65 @@ class Policy:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Return the trainable parameters, in a fixed order."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        head = self.value_head.parameters() if self.value_head else ()
+        return [*(p for p in self.model.parameters() if p.requires_grad), *head]
+
+    def controlled(self, prompt: Prompt) -> Prompt:
+        """Return a prompt as the policy, or within `as_prior` the prior, is to see it."""
+        return self.with_control(prompt, tuple(self.control)) if self.control else prompt
+
+    def with_control(self, prompt: Prompt, control: tuple[int, ...]) -> Prompt:
+        """Return a prompt with control tokens before it."""
+        ids = with_control(prompt.token_ids, control, self.tokenizer.bos_token_id)
+        return replace(prompt, token_ids=ids)
+
+    def take_best_control(self) -> None:
+        """From now on the policy's prompts have the best quantile's control before them, where it has controls."""
+        self.control[:] = self.controls[-1] if self.controls else ()
 
     @contextlib.contextmanager
     def as_prior(self) -> Iterator[None]:
-        """Within this context the model computes the prior: every adapter but the policy's, so the SFT model.
+        """Within this context the model computes the prior: no control, and no adapter of the policy: the SFT model.
 
         What is trainable stays so, and gradients of a forward pass made outside stay right.
         """
         layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
-        before = [layer._active_adapter for layer in layers]
+        before, control = [layer._active_adapter for layer in layers], self.control[:]
+        self.control.clear()
         _activate(layers, [[name for name in self.model.peft_config if name != POLICY]] * len(layers))
         try:
             yield
         finally:
             _activate(layers, before)
+            self.control[:] = control
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the policy's adapter's tensors."""
+        """Return a copy of the policy's adapter's tensors, and of those of its parts beside it."""
         state = sft_adapter.adapter_weights(self.model, POLICY)
+        for part, tensors in self.parts().items():
+            state |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
+    def parts(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return what of the policy lies beside its adapter: the tensors of the value head, and of the control."""
+        head = {VALUE_HEAD: self.value_head.state_dict()} if self.value_head else {}
+        return head | ({CONTROL: {"token_ids": torch.tensor(self.control)}} if self.control else {})
+
     def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put the policy's adapter's tensors in place.
+        """Put the policy's adapter's tensors in place, and those of its parts.
 
         Raises:
             UserError: They are not those of an adapter of this shape.
         """
+        head, control = (_part(state, part) for part in (VALUE_HEAD, CONTROL))
+        own = {key: tensor for key, tensor in state.items() if key.split(".")[0] not in (VALUE_HEAD, CONTROL)}
         try:
-            sft_adapter.fill(self.model, POLICY, state)
-        except ValueError as error:
+            sft_adapter.fill(self.model, POLICY, own)
+            if self.value_head:
+                self.value_head.load_state_dict(head)
+        except (ValueError, RuntimeError) as error:
             raise UserError(f"The stored adapter is not one of this run: {error}. Start a new run.") from error
+        self.control[:] = control["token_ids"].tolist() if control else []
 
 
 def load_policy(config: AlignConfig) -> Policy:
@@ -120,6 +159,8 @@ def load_policy(config: AlignConfig) -> Policy:
         checkpoint_activations(base, config.model)
     tokenizer = load_tokenizer(base, config)
     return Policy(
+        value_head=_value_head(base) if config.method == "ppo" else None,
+        controls=control_tokens(tokenizer, config) if config.method == "quark" else (),
         model=_with_adapters(base, adapter, config),
         tokenizer=tokenizer,
         end_ids=_end_ids(base, tokenizer, config.model),
@@ -129,6 +170,19 @@ def load_policy(config: AlignConfig) -> Policy:
         ),
         shares_prompts=config.engine == "shared-prefix" and _shares_prompts(base, config),
     )
+
+
+def _part(state: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The tensors of a part in a policy's state, under the names that they have in it."""
+    return {key.removeprefix(f"{part}."): tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
+
+
+def _value_head(base: PreTrainedModel) -> torch.nn.Linear:
+    """A linear map of the last hidden state to one number, in float32, which starts at 0."""
+    head = torch.nn.Linear(base.get_output_embeddings().in_features, 1, device=base.device)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return head
 
 
 def load_base(source: str, config: AlignConfig) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.records import Messages, Prompt
 from llm.rewards import is_chat
-from llm.streams import stream
+from llm.streams import stream, text_fingerprint
 from llm.tables import Row, column, read_rows
 
 HUMAN_TURN = "\n\nHuman:"
@@ -42,6 +42,11 @@ class PromptSets:
     validation: list[Prompt]
     test: list[Prompt]
     counts: dict[str, int] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 that changes when a prompt, its tokens, its reference or its place does."""
+        prompts = self.train + self.validation + self.test
+        return text_fingerprint([(p.prompt_id, p.text, p.token_ids, p.reference) for p in prompts])
 
 
 def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, context_length: int) -> PromptSets:
@@ -71,7 +76,7 @@ def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, contex
     else:
         test = _take(prompts, config.test_count, "--test-count", config.prompts)
     validation = _take(prompts, config.validation_count, "--validation-count", config.prompts)
-    if len(prompts) < config.m:
+    if len(prompts) < config.m and not config.rollouts:
         raise UserError(
             f"{config.prompts}: {len(prompts)} prompts remain for training, but --m asks for {config.m} in each "
             "proposal update. Give more prompts or lower --m, --test-count or --validation-count."
@@ -288,6 +293,33 @@ def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple
     return tuple(ids)
 
 
+def encode_completion(tokenizer: Any, prompt: str | Messages, text: str) -> list[int]:
+    """Tokenise a completion as the model would write it after its prompt: jointly with the prompt.
+
+    Where the tokenizer would merge the last letters of the prompt with the first ones of the completion, the model
+    cannot, for the prompt's tokens are given: then the completion is tokenised behind a line break instead.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        prompt: The whole prompt, a text or chat messages.
+        text: The completion.
+
+    Returns:
+        Its tokens, without an end-of-sequence token.
+    """
+    head = prompt
+    if not isinstance(head, str):
+        head = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+    def encode(value: str) -> list[int]:
+        if isinstance(prompt, str):
+            return _text_ids(tokenizer, value)
+        return list(tokenizer(value, add_special_tokens=False)["input_ids"])  # the template holds the beginning
+
+    anchors = ((encode(anchor), encode(anchor + text)) for anchor in (head, "\n", ""))
+    return next(joint[len(before) :] for before, joint in anchors if joint[: len(before)] == before)
+
+
 def _text_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, open at its end: some tokenizers close every text with the end-of-sequence token."""
     ids = list(tokenizer(text)["input_ids"])
@@ -341,6 +373,18 @@ def _take(prompts: list[Prompt], count: int, option: str, source: str) -> list[P
     taken = prompts[:count]
     del prompts[:count]
     return taken
+
+
+def draw_prompts(prompts: Sequence[Prompt], config: AlignConfig, phase: int) -> list[Prompt]:
+    """Draw the m prompts of a phase, ordered by length so that a batch holds similar ones.
+
+    Args:
+        prompts: The training prompts.
+        config: The run's settings.
+        phase: 0 to e−1.
+    """
+    chosen = stream(config.seed, "prompts", phase).choice(len(prompts), config.m, replace=False)
+    return sorted((prompts[i] for i in chosen), key=lambda p: (len(p.token_ids), p.prompt_id))
 
 
 def with_references(prompts: Iterable[Prompt], references: dict[str, str]) -> list[Prompt]:

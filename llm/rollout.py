@@ -43,7 +43,7 @@ def sample_groups(
 
     Args:
         policy: The proposal; within `policy.as_prior()`, the prior.
-        prompts: B prompts, prefilled once each.
+        prompts: B prompts, prefilled once each, after the policy's control, if it has one.
         n: Completions of each.
         draw: (seed, stage, iteration), the beginning of every draw's name.
         max_new_tokens: A completion that did not end by then is cut.
@@ -57,6 +57,7 @@ def sample_groups(
     Raises:
         UserError: A prompt is empty or does not fit the context beside its completion, or the model gives NaN.
     """
+    prompts = [policy.controlled(prompt) for prompt in prompts]
     check_lengths(policy, [(prompt, max_new_tokens) for prompt in prompts])
     uniforms = _uniforms(draw, prompts, n, max_new_tokens).to(policy.device)
     tokens, log_probs = _sample_tokens(policy, prompts, n, uniforms, temperature, stop)

@@ -1,10 +1,13 @@
-"""Completions of one prompt by the prior and by the aligned policy: `python -m llm.sample RUN --prompt TEXT`."""
+"""What the prior and the aligned policy make of one prompt, side by side: `python -m llm.sample RUN --prompt TEXT`."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +17,22 @@ from llm.checkpoint import load_best_adapter
 from llm.config import AlignConfig
 from llm.console import entry_point, printable
 from llm.errors import UserError
-from llm.models import Policy, load_policy
-from llm.prompts import encode_prompt
-from llm.records import Prompt
+from llm.logprob import score
+from llm.models import Policy, load_policy, resolve_device
+from llm.prompts import encode_prompt, load_prompts
+from llm.records import Completion, Prompt
+from llm.rewards import Reward, load_reward
 from llm.rollout import sample_groups
-from llm.run_folder import check_model, stored_config
-from llm.store import ShardFolder
+from llm.run_folder import IDENTITY_FILE, check_model, stored_config
+from llm.store import ShardFolder, read_json
+
+WIDTH = 100
+"""Characters in a line where there is no terminal."""
 
 
 @dataclass(frozen=True)
 class SampleCommand:
-    """Show what the prior and the aligned policy of a run write."""
+    """Show what the prior and the aligned policy of a run write, with rewards and log q - log p (policy, prior)."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run folder."""
@@ -34,6 +42,8 @@ class SampleCommand:
     """Completions of each."""
     seed: int = 0
     """Seed of the draws."""
+    reward: bool = True
+    """Reward the completions; --no-reward leaves the reward model out of memory."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,33 +55,65 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{folder}: has no adapter yet; go on with python -m llm.align --resume {folder}.")
     if command.count < 1:
         raise UserError(f"--count {command.count}: must be 1 or more.")
+    reward = _reward(folder, config) if command.reward else None
     policy = load_policy(config)
     check_model(folder, policy.identity)
     load_best_adapter(folder, policy)
-    prompt = _prompt(command.prompt, ShardFolder(folder / "eval").read("before")[0], policy)
+    held_out = ShardFolder(folder / "eval").read("before")[0]
+    prompt = _prompt(command.prompt, held_out, policy, config)
     _check_length(prompt, policy, config)
-    print(printable(str(prompt.text)))
+    print(f"{printable(command.prompt or held_out['prompt'])}\n")
     with policy.as_prior():
-        _show("prior", policy, prompt, command, config)
-    _show("policy", policy, prompt, command, config)
+        completions = _sampled(policy, prompt, command, config)
+    completions += _sampled(policy, prompt, command, config)
+    cells = _cells(policy, reward, prompt, completions, config)
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+    print(side_by_side("prior", "policy", width))
+    for left, right in zip(cells[: command.count], cells[command.count :], strict=True):
+        print(f"{side_by_side(left, right, width)}\n")
 
 
-def _prompt(text: str, held_out: dict[str, Any], policy: Policy) -> Prompt:
+def side_by_side(left: str, right: str, width: int) -> str:
+    """Return two texts in two columns.
+
+    Args:
+        left: A text; its control characters are shown as escapes.
+        right: Another one.
+        width: Characters in a line.
+    """
+    column = max(1, (width - 3) // 2)
+    rows = zip_longest(_wrapped(left, column), _wrapped(right, column), fillvalue="")
+    return "\n".join(f"{one:<{column}} | {other}".rstrip() for one, other in rows)
+
+
+def _wrapped(text: str, column: int) -> list[str]:
+    """A text in lines that fit a column; spaces at their ends stay."""
+    lines = printable(text).split("\n")
+    return [part for line in lines for part in textwrap.wrap(line, column, drop_whitespace=False) or [""]]
+
+
+def _reward(folder: Path, config: AlignConfig) -> Reward:
+    """Load the run's reward, as it was."""
+    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    if reward.fingerprint() != read_json(folder / IDENTITY_FILE).get("reward"):
+        raise UserError(
+            f"{folder}: the reward {config.reward} changed since the run. Restore it as it was, or use --no-reward."
+        )
+    return reward
+
+
+def _prompt(text: str, held_out: dict[str, Any], policy: Policy, config: AlignConfig) -> Prompt:
     """The prompt that was asked for, as chat where the run's own are, or the run's first held-out prompt."""
-    if not text:
-        return Prompt("asked", held_out["prompt"], tuple(held_out["prompt_token_ids"]), None)
-    asked = [{"role": "user", "content": text}] if held_out["is_chat"] else text
-    return Prompt("asked", text, encode_prompt(policy.tokenizer, asked, source="--prompt"), None)
-
-
-def _show(name: str, policy: Policy, prompt: Prompt, command: SampleCommand, config: AlignConfig) -> None:
-    """Print the completions of one model."""
-    draw = (command.seed, "sample", 0)
-    groups = sample_groups(
-        policy, [prompt], command.count, draw=draw, max_new_tokens=config.max_new_tokens, stop=config.stop
-    )
-    for completion in groups[0]:
-        print(f"{name:<7}|{printable(completion.text)}")
+    if text:
+        asked = [{"role": "user", "content": text}] if held_out["is_chat"] else text
+        return Prompt("asked", asked, encode_prompt(policy.tokenizer, asked, source="--prompt"), None)
+    token_ids = tuple(held_out["prompt_token_ids"])
+    if not held_out["is_chat"]:
+        return Prompt("asked", held_out["prompt"], token_ids, None)
+    first = load_prompts(config, policy.tokenizer, policy.context_length).test[0]  # a reward wants the messages
+    if first.token_ids != token_ids:
+        raise UserError(f"{config.out}: its prompts ({config.prompts}) changed since the run. Give one with --prompt.")
+    return replace(first, prompt_id="asked")
 
 
 def _check_length(prompt: Prompt, policy: Policy, config: AlignConfig) -> None:
@@ -81,6 +123,31 @@ def _check_length(prompt: Prompt, policy: Policy, config: AlignConfig) -> None:
         raise UserError(
             f"--prompt: has {len(prompt.token_ids)} tokens and only {room} fit beside the completion. Shorten it."
         )
+
+
+def _sampled(policy: Policy, prompt: Prompt, command: SampleCommand, config: AlignConfig) -> list[Completion]:
+    """Completions of one model."""
+    draw = (command.seed, "sample", 0)
+    groups = sample_groups(
+        policy, [prompt], command.count, draw=draw, max_new_tokens=config.max_new_tokens, stop=config.stop
+    )
+    return groups[0]
+
+
+def _cells(
+    policy: Policy, reward: Reward | None, prompt: Prompt, completions: Sequence[Completion], config: AlignConfig
+) -> list[str]:
+    """Each completion's text under its reward, if that is wanted, and its log q_θ − log p, nats."""
+    pairs = [(prompt, completion) for completion in completions]
+    log_policy = score(policy, pairs, config.sample_rows)
+    with policy.as_prior():
+        log_prior = score(policy, pairs, config.sample_rows)
+    texts = [completion.text for completion in completions]
+    rewards = [f"reward {value:.4g}, " for value in reward([prompt.text] * len(texts), texts)] if reward else None
+    return [
+        f"{earned}log q - log p {one - other:+.2f} nats\n{text}"
+        for earned, one, other, text in zip(rewards or [""] * len(texts), log_policy, log_prior, texts, strict=True)
+    ]
 
 
 if __name__ == "__main__":

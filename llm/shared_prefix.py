@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from llm.prefix_attention import Attend, Layout, Span, flat_attention, mask_for, window_holds
-from llm.records import Pair
+from llm.records import Pair, TokenOutputs
 
 LOGITS_AT_ONCE = 2**23
 """Logits that exist at one time: what a call needs does not grow with tokens times vocabulary."""
@@ -54,7 +54,12 @@ def pays(model: PreTrainedModel, pairs: Sequence[Pair]) -> bool:
 
 
 def token_log_probs(model: PreTrainedModel, pairs: Sequence[Pair], temperature: float) -> torch.Tensor:
-    """Return the log-probability of every completion token, in nats.
+    """Return the log-probability of every completion token, (N, C), in nats: those of `token_outputs`."""
+    return token_outputs(model, pairs, temperature).log_probs
+
+
+def token_outputs(model: PreTrainedModel, pairs: Sequence[Pair], temperature: float) -> TokenOutputs:
+    """Return the log-probability of every completion token, with the hidden states that it comes from.
 
     Args:
         model: The base model, with or without adapter layers, after `attach`.
@@ -62,17 +67,17 @@ def token_log_probs(model: PreTrainedModel, pairs: Sequence[Pair], temperature: 
         temperature: Divides the logits.
 
     Returns:
-        (N, C) float32 (float64 in a float64 model), 0 at padding.
+        Log-probs in float32 (float64 in a float64 model).
 
     Gradient: Flows to whatever is trainable in the model, through prompts too.
     """
     row = flat_row(pairs, model.device)
     attend = partial(flat_attention, layout=row.layout)
     hidden = hidden_states(model, row.input_ids, row.position_ids, attend)
-    found = head_log_probs(
-        model.get_output_embeddings(), hidden, row.sources[row.mask], row.targets[row.mask], temperature
-    )
-    return torch.zeros(row.mask.shape, dtype=found.dtype, device=found.device).masked_scatter(row.mask, found)
+    sources = row.sources[row.mask]
+    found = head_log_probs(model.get_output_embeddings(), hidden, sources, row.targets[row.mask], temperature)
+    outputs = TokenOutputs(found, row.mask, hidden, sources)
+    return outputs._replace(log_probs=outputs.placed(found))
 
 
 def hidden_states(

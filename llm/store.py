@@ -167,6 +167,22 @@ class ShardFolder:
         return processes.from_first(lambda: self.once(name, lambda: rows))
 
 
+def rollout_shards(run: Path, phase: int) -> ShardFolder:
+    """Return where a run keeps the completions of a phase."""
+    return ShardFolder(run / "rollouts" / f"phase-{phase:04d}")
+
+
+def score_shards(run: Path, fingerprint: str, phase: int) -> ShardFolder:
+    """Return where a run keeps the log-probs and rewards of a phase.
+
+    Args:
+        run: The run folder.
+        fingerprint: Of everything that gives them their meaning.
+        phase: 0 to e−1.
+    """
+    return ShardFolder(run / "scores" / fingerprint[:16] / f"phase-{phase:04d}")
+
+
 class MetricsLog:
     """`metrics.jsonl`: one event a line.
 

@@ -20,6 +20,7 @@ from llm.models import Policy
 from llm.plugins import load_callable
 from llm.records import ScoredGroup, StepStats
 from llm.streams import stream
+from llm.token_methods import TokenMethod
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def make_objective(config: AlignConfig) -> Objective:
 def draw_batch(buffer: Sequence[ScoredGroup], config: AlignConfig, step: int) -> list[ScoredGroup]:
     """Draw the groups of a gradient step from all collected so far (line 14), without replacement."""
     chosen = stream(config.seed, "batch", step).choice(len(buffer), config.batch, replace=False)
-    return [buffer[i] for i in chosen]
+    batch, method = [buffer[i] for i in chosen], METHODS[config.method].tokens
+    return method.marked(batch, buffer, config) if method and method.marked else batch
 
 
 def train_step(
@@ -97,6 +99,7 @@ def train_step(
     for settings in optimizer.param_groups:
         settings["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
     optimizer.step()
+    policy.take_best_control()
     return StepStats(*[*diagnostics, norm, gradient_signal(optimizer), optimizer.param_groups[0]["lr"]])
 
 
@@ -134,6 +137,8 @@ def accumulate_gradient(
     """
     pairs = [pair for group in groups for pair in group_pairs(group)]
     rows = rows or len(pairs)
+    if method := METHODS[objective.config.method].tokens:
+        return _accumulate_tokens(policy, method, groups, objective, weight, rows)
     if len(pairs) <= rows:
         log_policy = sequence_log_probs(policy, pairs)
         coefficients, diagnostics = group_coefficients(groups, log_policy.detach().cpu(), objective)
@@ -145,6 +150,30 @@ def accumulate_gradient(
         part = slice(start, start + rows)
         _backward(sequence_log_probs(policy, pairs[part]), coefficients[part], weight)
     return diagnostics
+
+
+def _accumulate_tokens(
+    policy: Policy,
+    method: TokenMethod,
+    groups: Sequence[ScoredGroup],
+    objective: Objective,
+    weight: float,
+    rows: int,
+) -> torch.Tensor:
+    """The same for a method of tokens, whose loss is a sum over completions: no pass needs to know of another."""
+    config, parts = objective.config, []
+    try:
+        maximised = config.temperature * objective.log_goodness(_stacked(groups, "reward"))
+        completions = method.rows(groups, maximised, config)
+        for start in range(0, len(completions), rows):
+            part = method.loss(policy, completions[start : start + rows], config)
+            (part.loss * weight).backward()
+            parts.append(part._replace(loss=part.loss.detach()))
+    except (ValueError, OverflowError) as error:
+        raise UserError(_incomputable(error)) from error
+    log_policy, size = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_policy", "size"))
+    tensors = group_tensors(groups, log_policy.view(len(groups), -1), objective.log_goodness)
+    return _diagnostics(tensors, size.view(len(groups), -1).sum(-1))
 
 
 def group_coefficients(
@@ -161,13 +190,19 @@ def group_coefficients(
         (B·G,) coefficients, and (B, 8) diagnostics per group, in the order of `StepStats`.
     """
     tensors = group_tensors(groups, log_policy.view(len(groups), -1), objective.log_goodness)
+    formula = METHODS[objective.config.method].coefficients
+    assert formula is not None
     try:
-        coefficients = METHODS[objective.config.method].coefficients(tensors, objective.config)
+        coefficients = formula(tensors, objective.config)
     except (ValueError, OverflowError) as error:
         raise UserError(_incomputable(error)) from error
+    return coefficients.flatten(), _diagnostics(tensors, coefficients.abs().sum(-1))
+
+
+def _diagnostics(tensors: GroupTensors, size: torch.Tensor) -> torch.Tensor:
+    """(B, 8) what is told of groups, in the order of `StepStats`; `size` is Σ|c| of each."""
     drift = brain_core.likelihood_drift(tensors.log_policy, tensors.log_proposal)
-    size = coefficients.abs().sum(-1)
-    return coefficients.flatten(), torch.stack([*weight_diagnostics(tensors.target, tensors.ratio), drift, size], -1)
+    return torch.stack([*weight_diagnostics(tensors.target, tensors.ratio), drift, size], -1)
 
 
 def _backward(log_policy: torch.Tensor, coefficients: torch.Tensor, weight: float) -> None:

@@ -318,6 +318,7 @@ def test_not_a_number_is_refused_from_every_source(tmp_path: Path) -> None:
 
 ZERO_IS_FINE = {"seed", "threads", "max_prompt_tokens", "train_rows", "warmup_steps", "weight_decay"}
 ZERO_IS_FINE |= {"adam_beta1", "adam_beta2", "rso_accepted", "sft_weight", "label_smoothing"}
+ZERO_IS_FINE |= {"kl_weight", "gae_lambda", "value_weight"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)

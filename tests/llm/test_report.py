@@ -6,138 +6,43 @@ import functools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import matplotlib.colors
 import pytest
 
+from finished_runs import NASTY, Page, add_alarm, add_evaluation, add_verdicts, events, make_run, normal, records
 from llm import report
 from llm.console import entry_point
+from llm.curves import draw_curves
 from llm.errors import UserError
-from llm.evaluate import change, figures
-from llm.records import Completion, EvalRecord, Prompt
-from llm.store import ShardFolder, write_json, write_text
+from llm.figures import head_to_head
+from llm.finished_run import PARTS, read_run
+from llm.pages import LABELS, image, template
+from llm.store import ShardFolder, write_json
 
-NASTY = {
-    "script": "<script>alert(1)</script><img src=x onerror=alert(1)>",
-    "closing tags": '</td></tr></table></pre></body></html>"\'><b a="',
-    "template": "{{ 7 * 7 }} {% for x in y %} {# gone #} ${x}",
-    "entities": "&lt;b&gt; &amp; &#60;i&#62;",
-    "fences": "```\n# heading\n~~~\n````\n</details>",
-    "markdown": "# heading\n- item\n| a | b |\n|---|---|\n![x](http://example.org/x.png)\n<b>bold</b>",
-    "line breaks": "one\rtwo\r\nthree\x0bfour\x0cfive\x1csix\x85seven\u2028eight\u2029nine",
-    "control characters": "\x1b[31mred\x1b[0m \x07 \x08",
-    "long line": "x" * 10_000,
-    "blank lines": "\n\n\n  \n# heading\n\n",
-    "empty": "",
-    "not ASCII": "naïve 😀 العربية \u202e reversed",
-}
-DRAWN, DRAW_CURVES = report._drawn, report.draw_curves
-VOID = {"meta", "img", "br"}
-
-
-def records(texts: list[str], *, reward: float = 0.0, judge: bool = True) -> list[EvalRecord]:
-    return [
-        EvalRecord(
-            Prompt(f"test-{i}", text, (3, 4), None),
-            Completion(f"test-{i}", 0, (5, 6, 2), "stop", text),
-            text,
-            reward + i,
-            1.0,
-            0.5 * i if judge else None,
-            0.5 if judge else None,
-            -2.0 + reward,
-            -2.0,
-        )
-        for i, text in enumerate(texts)
-    ]
-
-
-def events(steps: int = 8) -> list[dict[str, Any]]:
-    validation = {"reward_model_win_rate": 0.4, "mean_reward": -0.5, "kl_to_prior": 0.0, "completion_length": 9.5}
-    step = {"snkl": 0.3, "ess_target": 3.0, "ess_policy": 5.0}
-    made: list[dict[str, Any]] = [{"event": "evaluation", "step": 0}, {"event": "validation", "step": 0, **validation}]
-    made += [{"event": "step", "step": i + 1, **step} for i in range(steps)]
-    return [*made, {"event": "validation", "step": steps, **validation}]
-
-
-def make_run(folder: Path, texts: list[str], *, logged: list[dict[str, Any]] | None = None, judge: bool = True) -> Path:
-    """A finished run's folder, as far as the report reads it."""
-    before, after = records(texts, judge=judge), records(texts, reward=1.5, judge=judge)
-    for name, one in (("before", before), ("after", after)):
-        ShardFolder(folder / "eval").write(name, [record.as_row() for record in one])
-    summary = {
-        "before": figures(before),
-        "after": figures(after),
-        "change": change(before, after),
-        "best": {"step": 8, "win_rate": 0.5, "mean_reward": 1.0},
-        "seconds": 12.3,
-        "versions": {"python": "3", "torch": "<b>2</b>"},
-        "counts": {"train_prompts": 7},
-    }
-    write_json(folder / "summary.json", summary)
-    write_text(folder / "config.yaml", "model: <script>alert(2)</script>\nreward: '{{ 1 }}'\n")
-    logged = events() if logged is None else logged
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(event) + "\n" for event in logged))
-    return folder
+CONTROL = "\x1b[31mred\x1b[0m \x07 \x08 \x00 \x0b \x85 \x1c"
+GROUPS = {"SNKL (nats, known floor 0)", "ESS of the target's weights", "groups without goodness"}
+EQUAL = {"wins at equal length, judge", "wins at equal length, reward"}
+JUDGE = {"wins over the reference, judge", "ties, judge"}
 
 
 @functools.cache
 def drawing(suffix: str) -> bytes:
     """The curves of `events()`."""
-    return DRAWN(DRAW_CURVES(events()), suffix)
+    return image(draw_curves(events()), suffix)
 
 
 @pytest.fixture
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the curves of `events()` once for all tests that are about something else."""
-    monkeypatch.setattr(report, "_drawn", lambda figure, suffix: drawing(suffix))
+    monkeypatch.setattr(report, "image", lambda figure, suffix: drawing(suffix))
     monkeypatch.setattr(report, "draw_curves", lambda events: None)
-
-
-class Page(HTMLParser):
-    """The elements and attributes of a page, and what stands in its cells and preformatted blocks."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: Counter[str] = Counter()
-        self.attributes: set[str] = set()
-        self.cells: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements[tag] += 1
-        self.attributes |= {name for name, _ in attrs}
-        if tag in ("td", "pre"):
-            self.cells.append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements[tag] += 1
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "pre"):
-            self.cells[-1] += data
 
 
 def page(folder: Path) -> Page:
     report.write(folder)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
-
-
-def normal(text: str) -> str:
-    """Text as an HTML page gives it back: its line breaks are all alike."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @pytest.mark.usefixtures("drawn_once")
@@ -158,6 +63,68 @@ def test_settings_and_versions_are_text_in_the_page(tmp_path: Path) -> None:
     cells = page(make_run(tmp_path, ["a"])).cells
     assert "model: <script>alert(2)</script>\nreward: '{{ 1 }}'\n" in cells
     assert any("torch <b>2</b>" in cell for cell in cells)
+
+
+@pytest.mark.usefixtures("drawn_once")
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_control_characters_are_shown_as_escapes(name: str, tmp_path: Path) -> None:
+    report.write(make_run(tmp_path, [CONTROL]))
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    assert all(character.isprintable() or character in "\n\u202e" for character in text)
+    assert text.count(r"\x1b[31mred\x1b[0m \x07 \x08 \x00" if name.endswith("html") else r"\x1b[31mred") == 4
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_a_page_may_run_nothing_and_load_nothing(tmp_path: Path) -> None:
+    report.write(make_run(tmp_path, ["a"]))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'\"" in text
+    assert not re.search(r"(src|href)=\"(?!#)", text)
+    assert "url(" not in text.replace("url(#", "")
+    assert "@import" not in text
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_alarms_method_judges_and_further_evaluations_are_in_the_report_as_text(tmp_path: Path) -> None:
+    bold = "<b>|x|</b>"
+    folder = make_run(tmp_path, ["a", "b"], config="method: brain-argmax\ndpo_beta: 0.25\ngoodness: <b>|x|</b>\n")
+    add_alarm(folder, f"too much noise {bold}")
+    add_verdicts(folder, f"judge {bold}", f"run {bold}")
+    add_evaluation(folder, "best-x4", ["a", "bc"], prompts=f"file {bold}")
+    duel = {"run": f"one {bold}", "against": f"two {bold}", "figures": head_to_head(*[records(["a", "b"])] * 2)}
+    write_json(folder / "eval" / "best-x4-against-two.json", duel)
+    cells = " ".join(page(folder).cells + [(folder / "report.html").read_text()])
+    markdown = (folder / "report.md").read_text()
+    for text in ("noise", "judge", "run", "file", "one", "two"):
+        assert f"{text} &lt;b&gt;|x|&lt;/b&gt;" in cells
+    for text in ("noise", "judge", "run"):
+        assert f"{text} \\<b\\>\\|x\\|\\</b\\>" in markdown
+    for text in ("brain-argmax, theorem 6.1", "0.25", "50.0% [20.0%, 80.0%]", "1 unanswered, 0 cut, 0 unparsed"):
+        assert text in cells
+        assert text in markdown
+    for text in ("ties, judge", "100.0% [34.2%, 100.0%]", "mean reward, difference"):
+        assert text in markdown.partition("## Further evaluations")[2]
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_a_run_without_alarms_says_so_and_has_no_empty_parts(tmp_path: Path) -> None:
+    report.write(make_run(tmp_path, ["a"]))
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "None was given." in text
+        assert not any(title in text for title in ("Further evaluations", "Head to head", "A language model as judge"))
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_a_users_method_is_named_and_not_loaded(tmp_path: Path) -> None:
+    cells = page(make_run(tmp_path, ["a"], config="method: no_such_package:function\n")).cells
+    assert "no_such_package:function, a function of the user" in cells
+
+
+def test_text_within_a_line_of_markdown_is_no_markup() -> None:
+    assert template("report.md").environment.filters["inline"]("a|b *c* `d`\n<e> [f](g)") == (
+        r"a\|b \*c\* \`d\` \<e\> \[f\](g)"
+    )
 
 
 def code_blocks(markdown: str) -> list[str]:
@@ -225,7 +192,7 @@ def test_the_report_changes_nothing_else(tmp_path: Path) -> None:
 def test_the_table_shows_every_figure_with_its_interval_and_its_paired_change(tmp_path: Path) -> None:
     folder = make_run(tmp_path, ["a", "b", "c"])
     rows = {name: texts for name, *texts in report.table_rows(json.loads((folder / "summary.json").read_text()))}
-    assert len(rows) == len(report.FIGURES)
+    assert rows.keys() == {label for label, _ in LABELS.values()} - GROUPS - EQUAL  # all lengths are equal
     assert rows["wins over the reference, judge"][0] == "33.3% [6.1%, 79.2%]"
     assert rows["mean reward"] == ["1.00 [-1.48, 3.48]", "2.50 [0.02, 4.98]", "+1.50 [+1.50, +1.50]"]
     assert rows["completion length (tokens)"][2] == ""
@@ -233,9 +200,22 @@ def test_the_table_shows_every_figure_with_its_interval_and_its_paired_change(tm
 
 def test_figures_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
     folder = make_run(tmp_path, ["a", "b"], judge=False)
-    names = [name for name, *_ in report.table_rows(json.loads((folder / "summary.json").read_text()))]
-    assert len(names) == len(report.FIGURES) - 2
-    assert not any("judge" in name for name in names)
+    names = {name for name, *_ in report.table_rows(json.loads((folder / "summary.json").read_text()))}
+    assert names == {label for label, _ in LABELS.values()} - GROUPS - EQUAL - JUDGE
+
+
+def test_a_figure_that_the_data_tell_only_before_or_after_is_shown_as_unknown() -> None:
+    known = {"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 9}
+    summary = {"before": {"ended": None}, "after": {"ended": known}, "change": {}}
+    assert report.table_rows(summary) == [("completions that ended by themselves", "–", "50.0% [25.0%, 75.0%]", "")]
+
+
+def test_figures_of_an_older_run_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, ["a", "b"])
+    summary = json.loads((folder / "summary.json").read_text())
+    for part in ("before", "after"):
+        del summary[part]["distinct_1"], summary[part]["kl_per_token"]
+    assert not {"distinct tokens", "KL to the prior (nats a token)"} & {name for name, *_ in report.table_rows(summary)}
 
 
 @pytest.mark.usefixtures("drawn_once")
@@ -255,22 +235,31 @@ def test_a_report_says_how_many_of_the_samples_it_shows(tmp_path: Path) -> None:
         assert "text 12" not in text
 
 
-TITLES = ["win rate", "mean reward", "SNKL", "ESS", "KL to the prior", "completion length"]
-
-
 def test_the_curves_are_those_that_a_reader_asks_for() -> None:
-    panels = report.draw_curves(events()).axes
-    assert all(title in axes.get_title() for title, axes in zip(TITLES, panels, strict=True))
-    snkl = panels[2]
+    titles = [
+        "win rate",
+        "mean reward",
+        "KL to the prior",
+        "completion length",
+        "SNKL",
+        "ESS",
+        "norm",
+        "signal",
+        "differs",
+    ]
+    panels = draw_curves(events()).axes
+    assert all(title in axes.get_title() for title, axes in zip(titles, panels, strict=True))
+    snkl = panels[4]
     assert "known floor 0" in snkl.get_title()
     assert snkl.get_ylim()[0] == 0
     assert list(snkl.lines[-1].get_ydata()) == [0, 0]
     assert list(snkl.lines[0].get_xdata()) == list(range(1, 9))
     assert list(snkl.lines[0].get_ydata()) == [0.3] * 8
+    assert [list(line.get_ydata())[0] for line in panels[5].lines] == [3.0, 5.0]
 
 
 def test_the_curves_are_readable_in_grey() -> None:
-    for axes in report.draw_curves(events()).axes:
+    for axes in draw_curves(events()).axes:
         assert axes.get_legend() is None
         assert axes.title.get_fontsize() >= 8
         assert all(label.get_fontsize() >= 8 for label in axes.get_xticklabels() + axes.get_yticklabels())
@@ -280,12 +269,18 @@ def test_the_curves_are_readable_in_grey() -> None:
         assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines)
 
 
+def test_events_of_an_older_run_that_lack_a_value_leave_its_panel_empty() -> None:
+    logged = [{k: v for k, v in e.items() if k not in ("gradient_signal", "distinct_completions")} for e in events()]
+    empty = [bool(axes.texts) for axes in draw_curves(logged).axes]
+    assert empty == [False] * 7 + [True] * 2
+
+
 @pytest.mark.parametrize("missing", ["validation", "step", "both"])
 def test_curves_without_data_are_drawn_and_say_so(missing: str, tmp_path: Path) -> None:
     logged = [e for e in events() if e["event"] != missing and missing != "both"]
-    panels = report.draw_curves(logged).axes
+    panels = draw_curves(logged).axes
     empty = [axes for axes in panels if [text.get_text() for text in axes.texts] == ["nothing recorded"]]
-    assert len(empty) == {"validation": 4, "step": 2, "both": 6}[missing]
+    assert len(empty) == {"validation": 4, "step": 4, "both": 9}[missing]
     report.write(make_run(tmp_path, ["a"], logged=logged))
     assert (tmp_path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -296,7 +291,7 @@ def test_the_picture_is_well_formed_for_short_and_long_runs(steps: int, tmp_path
     assert ElementTree.parse(tmp_path / "figures" / "curves.svg").getroot().tag.endswith("svg")
 
 
-@pytest.mark.parametrize("part", report.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_a_folder_that_is_no_finished_run_is_refused_and_left_alone(part: str, tmp_path: Path) -> None:
     folder = make_run(tmp_path, ["a"])
     (folder / part).unlink()
@@ -331,8 +326,43 @@ def test_the_command_ends_with_status_2_on_a_folder_that_is_no_run(
     assert not list(tmp_path.rglob("report*"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--all"]])
-def test_the_command_ends_with_status_2_on_a_wrong_command_line(arguments: list[str]) -> None:
+def test_the_command_ends_with_status_2_on_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry_point(report.main, []) == 2
+    assert "No run was given" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        entry_point(report.main, arguments)
+        entry_point(report.main, ["--all"])
     assert caught.value.code == 2
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_with_out_the_page_of_one_run_goes_there_and_the_folder_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = make_run(tmp_path / "run", ["a"]), tmp_path / "pages" / "one.html"
+    files = sorted(folder.rglob("*"))
+    assert entry_point(report.main, [str(folder), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert sorted(folder.rglob("*")) == files
+    report.write(folder)
+    assert out.read_bytes() == (folder / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["eval/best-x4.json", "judge/judge.json"])
+def test_a_damaged_result_is_told_by_name_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, ["a"])
+    (folder / "judge").mkdir()
+    (folder / name).write_bytes(b'{"figures": "caf\xe9"}')
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        report.write(folder)
+    assert not (folder / "report.html").exists()
+    assert not (folder / "figures").exists()
+
+
+def test_the_judges_grades_come_from_its_table(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, ["a", "b"], judge=False)
+    graded = [*records(["a", "b"]), *records(["a", "b"], reward=1.5)]
+    ShardFolder(folder / "eval").write("judged-0123456789abcdef", [record.as_row() for record in graded])
+    run = read_run(folder)
+    assert run.judged == "judged-0123456789abcdef"
+    assert [row["reward"] for row in run.before + run.after] == [0.0, 1.0, 1.5, 2.5]
+    assert [row["grade"] for row in run.after] == [0.0, 0.5]
