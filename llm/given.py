@@ -405,7 +405,7 @@ def _run_phase(
         )
     rewards = _run_rewards(folder, replace(identity, reward=reward.fingerprint()), phase)
     size = len(rows) // config.m
-    parts = [slice(start + size - config.n, start + size) for start in range(0, len(rows), size)]
+    parts = [slice(start, start + config.n) for start in range(0, len(rows), size)]
     return [_run_group(folder, known, rows[part], rewards and rewards[part]) for part in parts]
 
 

@@ -93,7 +93,7 @@ def test_alarms_method_judges_and_further_evaluations_are_in_the_report_as_text(
     add_evaluation(folder, "best-x4", ["a", "bc"], prompts=f"file {bold}")
     duel = {"run": f"one {bold}", "against": f"two {bold}", "figures": head_to_head(*[records(["a", "b"])] * 2)}
     write_json(folder / "eval" / "best-x4-against-two.json", duel)
-    cells = " ".join(page(folder).cells + [(folder / "report.html").read_text()])
+    cells = " ".join([*page(folder).cells, (folder / "report.html").read_text()])
     markdown = (folder / "report.md").read_text()
     for text in ("noise", "judge", "run", "file", "one", "two"):
         assert f"{text} &lt;b&gt;|x|&lt;/b&gt;" in cells
@@ -255,7 +255,7 @@ def test_the_curves_are_those_that_a_reader_asks_for() -> None:
     assert list(snkl.lines[-1].get_ydata()) == [0, 0]
     assert list(snkl.lines[0].get_xdata()) == list(range(1, 9))
     assert list(snkl.lines[0].get_ydata()) == [0.3] * 8
-    assert [list(line.get_ydata())[0] for line in panels[5].lines] == [3.0, 5.0]
+    assert [line.get_ydata()[0] for line in panels[5].lines] == [3.0, 5.0]
 
 
 def test_the_curves_are_readable_in_grey() -> None:

@@ -1,0 +1,254 @@
+"""Several runs on one page: only what means the same in all of them stands side by side, and everything is text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finished_runs import NASTY, STEP, VALIDATION, Page, add_alarm, add_verdicts, events, make_run, normal, records
+from llm import comparison, report
+from llm.console import entry_point
+from llm.curves import PANELS, comparable_panels, overlay
+from llm.errors import UserError
+from llm.figures import head_to_head
+from llm.finished_run import read_run
+from llm.frontier import STYLES
+from llm.pages import LABELS, interval
+from llm.store import ShardFolder
+
+TEXTS = ["one", "two", "three"]
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the picture out of tests that are about something else."""
+    monkeypatch.setattr(comparison, "image", lambda figure, suffix: b"<svg></svg>")
+    monkeypatch.setattr(comparison, "overlay", lambda runs, differing: None)
+
+
+def runs(folder: Path, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> list[Path]:
+    """Two runs, whose rewards rose by 1.5 and by 0.5."""
+    made = [{"texts": TEXTS, "reward": 1.5, **(first or {})}, {"texts": TEXTS, "reward": 0.5, **(second or {})}]
+    return [make_run(folder / name, **values) for name, values in zip(("first", "second"), made, strict=True)]
+
+
+def shown(page: str) -> str:
+    """A page's text, without its markup, on one line."""
+    return " ".join(" ".join(Page(page).cells).split())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_one_world_are_compared_in_all_figures_and_head_to_head(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    page = comparison.page(folders)
+    assert "All of it: the runs share" in page
+    assert "Left out here" not in page
+    rows = comparison.side_by_side([read_run(folder) for folder in folders], set())
+    figures = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    cells = dict(rows)["mean reward"]
+    assert cells == [
+        tuple(interval(one[when]["mean_reward"], "{:z.2f}") for when in ("before", "after")) for one in figures
+    ]
+    assert all(text in page for pair in cells for text in pair)
+    expected = head_to_head(records(TEXTS, reward=1.5), records(TEXTS, reward=0.5))
+    assert interval(expected["reward_model_win_rate"], "{:.1%}") == "100.0% [43.9%, 100.0%]"
+    assert "wins, reward 100.0% [43.9%, 100.0%]" in shown(page)
+    assert "mean reward, difference +1.00 [+1.00, +1.00]" in shown(page)
+
+
+def test_every_two_runs_meet_head_to_head(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name, TEXTS, reward=rise) for name, rise in (("x", 0.0), ("y", 1.0), ("z", 3.0))]
+    pairs = comparison._pairs(dict(zip("ABC", map(read_run, folders), strict=True)))
+    differences = {name: figures["mean_reward"]["estimate"] for name, figures in pairs.items()}
+    assert differences == {"A against B": -1.0, "A against C": -3.0, "B against C": -2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing", "left"),
+    [
+        ({"model": "other"}, {"model"}, {"judge", "reward_model", "mean_reward", "ended"}),
+        ({"prompts": "other"}, {"prompts"}, {"judge", "reward_model", "mean_reward", "ended", "kl", "completion"}),
+        ({"reward_": "other"}, {"reward"}, {"judge", "ended", "kl", "completion"}),
+        ({"config": "max_new_tokens: 7"}, {"sampling"}, {"judge", "reward_model", "mean_reward"}),
+        ({"config": "n: 6"}, {"group"}, {"judge", "reward_model", "mean_reward", "ended", "kl", "completion"}),
+        ({"texts": ["one", "two", "four"]}, {"held-out", "references"}, set()),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_mean_the_same_in_all_runs_is_left_out_and_named(
+    changes: dict[str, Any], differing: set[str], left: set[str], tmp_path: Path
+) -> None:
+    plain = "method: brain\n"
+    changes = {"config": plain, **changes}
+    if "reward_" in changes:
+        folders = runs(tmp_path, {"config": plain}, {"config": plain})
+        identity = folders[1] / "identity.json"
+        identity.write_text(identity.read_text().replace('"r"', '"other"'))
+    else:
+        folders = runs(tmp_path, {"config": plain}, changes)
+    read = [read_run(folder) for folder in folders]
+    assert comparison.differences(read) == differing
+    kept = {label for label, _ in comparison.side_by_side(read, differing)}
+    names = {name for name, (label, _) in LABELS.items() if label in kept}
+    beginnings = ("judge", "reward_model", "mean_reward", "ended", "kl", "completion")
+    assert {b for b in beginnings if any(name.startswith(b) for name in names)} == left
+    page = comparison.page(folders)
+    for part in differing:
+        assert f"<li>{comparison.PARTS[part]}</li>" in page
+    left_out = comparison._left_out(read, differing)
+    assert left_out
+    assert not kept & set(left_out)
+    assert "; ".join(left_out).replace("'", "&#39;") in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_with_other_held_out_prompts_show_no_samples_judges_or_duels(tmp_path: Path) -> None:
+    folders = runs(tmp_path, second={"texts": ["one", "two", "four"]})
+    add_verdicts(folders[0], "some-judge")
+    page = comparison.page(folders)
+    assert "No two of the runs have the same held-out prompts." in page
+    assert "some-judge" not in page
+    assert "<h2>Samples</h2>" not in page
+    assert "<h2>Held-out prompts</h2>" not in page
+
+
+def test_of_three_runs_those_with_the_same_prompts_still_meet_head_to_head(tmp_path: Path) -> None:
+    folders = [*runs(tmp_path), make_run(tmp_path / "third", ["one", "two", "four"])]
+    assert list(comparison._pairs(dict(zip("ABC", map(read_run, folders), strict=True)))) == ["A against B"]
+
+
+def test_runs_with_other_references_still_meet_head_to_head_by_reward(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    rows = ShardFolder(folders[1] / "eval").read("after")
+    ShardFolder(folders[1] / "eval").write("after", [row | {"reference": "another"} for row in rows])
+    read = dict(zip("AB", map(read_run, folders), strict=True))
+    assert comparison.differences(list(read.values())) == {"references"}
+    assert "reward_model_win_rate" in comparison._pairs(read)["A against B"]
+    assert not any("wins" in label for label, _ in comparison.side_by_side(list(read.values()), {"references"}))
+
+
+def test_grades_of_different_judges_are_not_compared(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    for folder, name in zip(folders, ("judged-0", "judged-1"), strict=True):
+        rows = ShardFolder(folder / "eval").read("before") + ShardFolder(folder / "eval").read("after")
+        ShardFolder(folder / "eval").write(name, rows)
+    read = dict(zip("AB", map(read_run, folders), strict=True))
+    assert comparison.differences(list(read.values())) == {"judge"}
+    assert not any(name.startswith("judge") for name in comparison._pairs(read)["A against B"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_settings_that_differ_are_listed_and_others_are_not(tmp_path: Path) -> None:
+    first, second = (
+        {"config": f"n: 8\nout: {name}\nstop: [{stop}]\nlearning_rate: {rate}\n"}
+        for name, stop, rate in (("x", "a", 1e-3), ("y", "b", 2e-3))
+    )
+    read = {name: read_run(folder) for name, folder in zip("AB", runs(tmp_path, first, second), strict=True)}
+    assert comparison.differing_settings(read) == [
+        ("stop", ["('a',)", "('b',)"]),
+        ("learning_rate", ["0.001", "0.002"]),
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_alarms_judges_and_samples_stand_under_their_runs_letter(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    add_alarm(folders[1], "gradients wander")
+    add_verdicts(folders[1], "some-judge")
+    page = comparison.page(folders)
+    assert "B, step 5: gradients wander" in page
+    assert "B some-judge references" in shown(page)
+    assert page.count("reward 1.5</span>") == 1  # A's first completion
+    assert page.count("reward 0.5</span>") == 1
+    assert "None was given." not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rewards_of_different_kinds_do_not_stand_beside_each_other_in_samples(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    identity = folders[1] / "identity.json"
+    identity.write_text(identity.read_text().replace('"r"', '"other"'))
+    page = comparison.page(folders)
+    assert "<h2>Samples</h2>" in page
+    assert "reward 1.5</span>" not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("kind", NASTY)
+def test_what_was_written_by_others_is_text_in_the_page(kind: str, tmp_path: Path) -> None:
+    def page(name: str, text: str) -> Page:
+        folders = runs(tmp_path / name, {"texts": [text, "b"]}, {"texts": [text, "b"], "config": "judge: '<b>|<i>'"})
+        add_alarm(folders[0], text)
+        add_verdicts(folders[0], text, text)
+        return Page(comparison.page(folders))
+
+    plain, nasty = page("plain", "harmless"), page("nasty", NASTY[kind])
+    assert nasty.elements == plain.elements
+    assert nasty.attributes == plain.attributes
+    assert nasty.open == []
+    assert [normal(cell) for cell in nasty.cells].count(normal(NASTY[kind])) >= 6
+    assert "<b>|<i>" in nasty.cells
+
+
+def test_curves_of_several_runs_differ_in_dashes_and_markers(tmp_path: Path) -> None:
+    many = {name: events(60) for name in "ABCDEF"}
+    figure = overlay(many, set())
+    for axes, panel in zip(figure.axes, PANELS, strict=True):
+        lines = axes.lines[:6]
+        assert len({(str(line.get_linestyle()), line.get_marker()) for line in lines}) == 6 == len(STYLES)
+        expected = (STEP | VALIDATION | {"distinct_completions": 0.9})[panel.keys[0]]
+        assert all(set(line.get_ydata()) == {expected} for line in lines)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list("ABCDEF")
+
+
+def test_panels_that_do_not_mean_the_same_are_not_drawn() -> None:
+    titles = [
+        axes.get_title() for axes in overlay({"A": events(), "B": events()}, {"prompts", "group"}).axes if axes.axison
+    ]
+    assert titles == ["gradient norm before clipping", "gradient signal (1: one direction)"]
+    assert len(comparable_panels({"reward"})) == len(PANELS) - 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["first", "first"], "a run is named twice"),
+        (["first", "./first"], "a run is named twice"),
+        (["first", "nowhere"], "nowhere: not the folder of a finished run"),
+        ([f"run{i}" for i in range(7)], "7 runs: at most 6"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(
+    names: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "first", TEXTS)
+    assert entry_point(report.main, names) == 2
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_run_without_its_identity_is_refused(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    (folders[1] / "identity.json").unlink()
+    with pytest.raises(UserError, match=r"identity\.json: no such file"):
+        comparison.page(folders)
+
+
+@pytest.mark.parametrize("out", ["", "pages/both.html"])
+def test_the_command_writes_one_page_and_nothing_else(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs(tmp_path)
+    files = set(tmp_path.rglob("*"))
+    assert entry_point(report.main, ["first", "second", *(["--out", out] if out else [])]) == 0
+    page = tmp_path / (out or "first/comparison.html")
+    assert capsys.readouterr().out == f"{page.relative_to(tmp_path)}\n"
+    assert set(tmp_path.rglob("*")) - files - {tmp_path / "pages"} == {page}
+    text = page.read_text(encoding="utf-8")
+    assert text == comparison.page([Path("first"), Path("second")])
+    assert "<svg" in text
