@@ -40,9 +40,18 @@ from llm.logprob import group_pairs, score
 from llm.memory import with_train_rows
 from llm.models import Policy, load_policy, resolve_device
 from llm.plugins import load_callable
-from llm.prompts import PromptSets, load_prompts, with_references
+from llm.prompts import PromptSets, load_prompts, read_texts, with_references
 from llm.records import EvalRecord, Prompt, ScoredGroup
-from llm.rewards import Reward, function_fingerprint, load_reward
+from llm.rewards import (
+    AnyReward,
+    ReferenceSubtracted,
+    check_references,
+    function_fingerprint,
+    load_reward,
+    on_device,
+    reward_counts,
+    rewards_of,
+)
 from llm.run_folder import (
     Identity,
     check_free,
@@ -60,8 +69,8 @@ from llm.train import draw_batch, make_log_goodness, make_optimizer, train_step
 
 CONSISTENCY_WARNING = 0.05
 SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "stop", "n", "m", "sample_rows", "seed")
-MEMORY_SETTINGS = ("train_rows", "activation_checkpointing")
-"""What a resumed run may change: the gradient is the same up to rounding."""
+MEMORY_SETTINGS = ("train_rows", "reward_rows", "activation_checkpointing")
+"""What a resumed run may change: gradient and rewards are the same up to rounding."""
 FREE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "reward", "judge", "tracker", "out", *MEMORY_SETTINGS)
 """What may differ where a run goes on: it does not matter, or is fingerprinted by its content."""
 
@@ -74,7 +83,7 @@ class Run:
     folder: Path
     lock: filelock.FileLock | None
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     judge: Judge | None
     prompts: PromptSets
     reference_rewards: dict[str, float]
@@ -121,6 +130,7 @@ def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
         load_best_adapter(this.folder, this.policy)
         processes.check_same("adapter", lambda: adapter_digest(this.policy))
         after = held_out_evaluation(this, "after", state.step)
+        this.prompts.counts |= reward_counts(this.reward)  # of all processes
         this.tracker.close()  # which asks accelerate for the processes, and so comes before they part
         return finish(this, before, after, state, time.monotonic() - started) if processes.part() else {}
 
@@ -133,17 +143,18 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     say(f"Loading {config.model}, {config.reward} and {config.prompts}.")
-    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    texts = read_texts(config)
+    reward = _load_reward(config)
     policy = load_policy(config)
-    prompts = load_prompts(config, policy.tokenizer, policy.context_length)
+    prompts = load_prompts(config, policy.tokenizer, policy.context_length, texts)
+    check_references(reward, prompts.train)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
     config = processes.from_first(functools.partial(with_train_rows, config, policy, prompts.train, reward))
     identity = _identity(config, policy, reward, prompts)
     processes.check_same("model, reward, prompts or settings", lambda: identity)
     # A reward that fails does so here, before there is a run folder that would have to be removed.
     references = [] if resume else _make_references(config, policy, reward, prompts.validation + prompts.test)
-    make = functools.partial(new_run, config, identity)
-    folder, config = (Path(config.out), config) if resume else processes.from_first(make)
+    folder, config = (Path(config.out), config) if resume else processes.from_first(lambda: new_run(config, identity))
     lock = lock_run(folder) if processes.is_first() else None
     say(f"The run folder is {folder}.")
     check_shared(folder)
@@ -205,7 +216,7 @@ def phase_groups(this: Run, phase: int, step: int) -> list[ScoredGroup]:
         return this.collector.stored(phase, this.prompts.train)
     started = time.monotonic()
     label = f"phase {phase + 1}/{this.config.e}: sampling and scoring"
-    with tqdm(total=this.config.m, desc=label, unit="prompt", leave=False) as bar:
+    with tqdm(total=2 * this.config.m, desc=label, unit="group", leave=False) as bar:
         groups = this.collector.collect(phase, this.prompts.train, bar.update)
     completions = [completion for group in groups for completion in group.completions]
     this.log(
@@ -335,7 +346,14 @@ def main(arguments: Sequence[str]) -> None:
     run(config, resume=bool(command.resume))
 
 
-def _identity(config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets) -> Identity:
+def _load_reward(config: AlignConfig) -> AnyReward:
+    """The reward, minus that of a prompt's reference where the settings say so."""
+    device = resolve_device(config.device)
+    reward = load_reward(config.reward, device=device, batch_size=config.reward_rows, dtype=config.reward_dtype)
+    return ReferenceSubtracted(reward) if config.reward_baseline == "reference" else reward
+
+
+def _identity(config: AlignConfig, policy: Policy, reward: AnyReward, prompts: PromptSets) -> Identity:
     """Fingerprint what a run's stored files depend on."""
     rows = [(p.prompt_id, p.text, p.token_ids, p.reference) for p in prompts.train + prompts.validation + prompts.test]
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS}
@@ -356,7 +374,7 @@ def _fill_references(
     folder: Path,
     config: AlignConfig,
     policy: Policy,
-    reward: Reward,
+    reward: AnyReward,
     prompts: PromptSets,
     references: list[dict[str, Any]],
 ) -> dict[str, float]:
@@ -372,22 +390,20 @@ def _fill_references(
 
 
 def _make_references(
-    config: AlignConfig, policy: Policy, reward: Reward, prompts: Sequence[Prompt]
+    config: AlignConfig, policy: Policy, reward: AnyReward, prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
     """Sample missing references from the prior, and reward all of them."""
     missing = [prompt for prompt in prompts if prompt.reference is None]
     with policy.as_prior():
         sampled = sample_one_each(policy, missing, config, "reference")
     own = {completion.prompt_id: completion.text for completion in sampled}
-    texts = [own[p.prompt_id] if p.reference is None else p.reference for p in prompts]
-
-    def rewards(block: Sequence[tuple[Prompt, str]]) -> list[float]:
-        return [float(value) for value in reward([prompt.text for prompt, _ in block], [text for _, text in block])]
-
-    values = processes.dealt(list(zip(prompts, texts, strict=True)), config.sample_rows, rewards)
+    texts = {p.prompt_id: own[p.prompt_id] if p.reference is None else p.reference for p in prompts}
+    pairs = [(prompt, texts[prompt.prompt_id]) for prompt in with_references(prompts, texts)]
+    with on_device(reward):
+        values = processes.dealt(pairs, config.sample_rows, lambda block: rewards_of(reward, block).tolist())
     return [
         {"prompt_id": prompt.prompt_id, "reference": text, "reward": value}
-        for prompt, text, value in zip(prompts, texts, values, strict=True)
+        for (prompt, text), value in zip(pairs, values, strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from llm.errors import UserError
 from llm.logprob import score
 from llm.models import Policy
 from llm.records import Completion, EvalRecord, Prompt
-from llm.rewards import Reward
+from llm.rewards import AnyReward, on_device, rewards_of
 from llm.rollout import sample_groups
 
 Figures = dict[str, Any]
@@ -47,7 +47,7 @@ def _sampled(policy: Policy, config: AlignConfig, stage: str, prompts: Sequence[
 def evaluate(
     policy: Policy,
     prompts: Sequence[Prompt],
-    reward: Reward,
+    reward: AnyReward,
     reference_rewards: dict[str, float],
     config: AlignConfig,
     stage: str,
@@ -66,18 +66,21 @@ def evaluate(
         A record for each prompt, in order.
     """
 
-    def work(block: Sequence[Prompt]) -> list[EvalRecord]:
-        pairs = list(zip(block, _sampled(policy, config, stage, block), strict=True))
+    def draw(block: Sequence[Prompt]) -> list[tuple[Completion, float, float]]:
+        completions = _sampled(policy, config, stage, block)
+        pairs = list(zip(block, completions, strict=True))
         log_policy = score(policy, pairs, config.sample_rows)
         with policy.as_prior():
-            log_prior = score(policy, pairs, config.sample_rows)
-        rewards = reward([p.text for p, _ in pairs], [c.text for _, c in pairs])
-        return [
-            EvalRecord(p, c, p.reference or "", float(r), reference_rewards[p.prompt_id], None, None, lq, lp)
-            for (p, c), r, lq, lp in zip(pairs, rewards, log_policy, log_prior, strict=True)
-        ]
+            return list(zip(completions, log_policy, score(policy, pairs, config.sample_rows), strict=True))
 
-    return processes.dealt(prompts, config.sample_rows, work)
+    drawn = processes.dealt(prompts, config.sample_rows, draw)
+    texts = [(prompt, completion.text) for prompt, (completion, _, _) in zip(prompts, drawn, strict=True)]
+    with on_device(reward):  # and not before: sampling needs the room
+        rewards = processes.dealt(texts, config.sample_rows, lambda block: rewards_of(reward, block).tolist())
+    return [
+        EvalRecord(p, c, p.reference or "", r, reference_rewards[p.prompt_id], None, None, lq, lp)
+        for p, (c, lq, lp), r in zip(prompts, drawn, rewards, strict=True)
+    ]
 
 
 def judged(records: Sequence[EvalRecord], judge: Judge, name: str) -> list[EvalRecord]:

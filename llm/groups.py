@@ -17,7 +17,7 @@ from llm.errors import UserError
 from llm.logprob import score
 from llm.models import Policy
 from llm.records import Completion, Pair, Prompt, ScoredGroup
-from llm.rewards import Reward
+from llm.rewards import AnyReward, on_device, rewards_of
 from llm.rollout import sample_groups
 from llm.store import ShardFolder
 from llm.streams import stream
@@ -41,7 +41,7 @@ class Collector:
     """
 
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     config: AlignConfig
     folder: Path
     fingerprint: str
@@ -59,7 +59,7 @@ class Collector:
         Args:
             phase: 0 to e−1.
             prompts: The training prompts.
-            progress: Called with the number of groups done.
+            progress: Called with the number of groups done, once for their sampling and once for their scoring.
 
         Raises:
             UserError: A shard is damaged, or was sampled from another proposal than the current policy.
@@ -72,11 +72,15 @@ class Collector:
             self._rollout_rows(phase, block, members, proposal)  # all sample while the first process's are compared
         sampler_stands = processes.from_first(lambda: self._sampler_stands(phase, *blocks[0], proposal))
         for block, members in own:
-            rows = self._rollout_rows(phase, block, members, proposal)
-            self._score_once(phase, block, members, rows, sampler_stands)
+            self._rollout_rows(phase, block, members, proposal)
             progress(len(members))
+        with on_device(self.reward):  # and not before: sampling needs the room
+            for block, members in own:
+                rows = self._rollout_rows(phase, block, members, proposal)
+                self._score_once(phase, block, members, rows, sampler_stands)
+                progress(len(members))
         self._wait_for_blocks(phase, [block for block, _ in blocks])
-        progress(sum(len(members) for _, members in blocks) - sum(len(members) for _, members in own))
+        progress(2 * (sum(len(members) for _, members in blocks) - sum(len(members) for _, members in own)))
         return self.stored(phase, prompts)
 
     def stored(self, phase: int, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
@@ -159,7 +163,7 @@ class Collector:
             log_proposal = score(self.policy, pairs, size, temperature=self.config.sampling_temperature)
         with self.policy.as_prior():
             log_prior = score(self.policy, pairs, size)
-        rewards = self.reward([prompt.text for prompt, _ in pairs], [completion.text for _, completion in pairs])
+        rewards = rewards_of(self.reward, [(prompt, completion.text) for prompt, completion in pairs])
         key = {"rollouts": self._rollouts(phase).checksum(_block_name(block))}
         return [
             {
