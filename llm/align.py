@@ -44,12 +44,12 @@ from llm.groups import Collector
 from llm.logprob import group_pairs, score
 from llm.memory import with_train_rows
 from llm.methods import METHODS
-from llm.models import Policy, load_policy, resolve_device
+from llm.models import Policy, load_policy
 from llm.plugins import load_callable
-from llm.prompts import PromptSets, load_prompts, with_references
+from llm.prompts import PromptSets, load_prompts, read_texts, with_references
 from llm.proposal import adapter_digest
 from llm.records import EvalRecord, Prompt, ScoredGroup
-from llm.rewards import Reward, function_fingerprint, load_reward
+from llm.rewards import AnyReward, check_references, configured_reward, function_fingerprint, reward_counts
 from llm.run_folder import (
     Identity,
     check_free,
@@ -67,8 +67,8 @@ from llm.train import Objective, draw_batch, make_objective, make_optimizer, tra
 
 CONSISTENCY_WARNING = 0.05
 SAMPLING_SETTINGS = ("sampling_temperature", "max_new_tokens", "stop", "n", "m", "sample_rows", "seed")
-MEMORY_SETTINGS = ("train_rows", "activation_checkpointing")
-"""What a resumed run may change: the gradient is the same up to rounding."""
+MEMORY_SETTINGS = ("train_rows", "reward_rows", "activation_checkpointing")
+"""What a resumed run may change: gradient and rewards are the same up to rounding."""
 FILE_SETTINGS = ("model", "tokenizer", "sft_adapter", "prompts", "rollouts", "reward", "judge")
 FREE_SETTINGS = (*FILE_SETTINGS, "tracker", "out", *MEMORY_SETTINGS)
 """What may differ where a run goes on: it does not matter, or is fingerprinted by its content."""
@@ -82,7 +82,7 @@ class Run:
     folder: Path
     lock: filelock.FileLock | None
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     judge: Judge | None
     prompts: PromptSets
     reference_rewards: dict[str, float]
@@ -138,6 +138,7 @@ def run(config: AlignConfig, *, resume: bool = False) -> dict[str, Any]:
         load_best_adapter(this.folder, this.policy)
         processes.check_same("adapter", lambda: adapter_digest(this.policy))
         after = held_out_evaluation(this, "after", state.step)
+        this.prompts.counts |= reward_counts(this.reward)  # of all processes
         this.tracker.close()  # which asks accelerate for the processes, and so comes before they part
         return finish(this, before, after, state, time.monotonic() - started) if processes.part() else {}
 
@@ -150,9 +151,11 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     say(f"Loading {config.model}, {config.reward} and {config.prompts}.")
-    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    texts = read_texts(config)
+    reward = configured_reward(config)
     policy = load_policy(config)
-    prompts = load_prompts(config, policy.tokenizer, policy.context_length)
+    prompts = load_prompts(config, policy.tokenizer, policy.context_length, texts)
+    check_references(reward, prompts.train)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
     given = load_given(config, policy, prompts, reward)
     training = given.prompts() if given else prompts.train
@@ -161,8 +164,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     processes.check_same("model, reward, prompts or settings", lambda: identity)
     # A reward that fails does so here, before there is a run folder that would have to be removed.
     references = [] if resume else make_references(config, policy, reward, prompts.validation + prompts.test)
-    make = functools.partial(new_run, config, identity)
-    folder, config = (Path(config.out), config) if resume else processes.from_first(make)
+    folder, config = (Path(config.out), config) if resume else processes.from_first(lambda: new_run(config, identity))
     lock = lock_run(folder) if processes.is_first() else None
     say(f"The run folder is {folder}.")
     check_shared(folder)
@@ -226,7 +228,7 @@ def phase_groups(this: Run, phase: int, step: int) -> list[ScoredGroup]:
         return this.collector.stored(phase, this.prompts.train)
     started = time.monotonic()
     label = f"phase {phase + 1}/{this.config.e}: sampling and scoring"
-    with tqdm(total=this.config.m, desc=label, unit="prompt", leave=False) as bar:
+    with tqdm(total=2 * this.config.m, desc=label, unit="group", leave=False) as bar:
         groups = this.collector.collect(phase, this.prompts.train, bar.update)
     completions = [completion for group in groups for completion in group.completions]
     this.log(
@@ -360,7 +362,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _identity(
-    config: AlignConfig, policy: Policy, reward: Reward, prompts: PromptSets, given: GivenGroups | None
+    config: AlignConfig, policy: Policy, reward: AnyReward, prompts: PromptSets, given: GivenGroups | None
 ) -> Identity:
     """Fingerprint what a run's stored files depend on."""
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS}
@@ -384,7 +386,7 @@ def _fill_references(
     folder: Path,
     config: AlignConfig,
     policy: Policy,
-    reward: Reward,
+    reward: AnyReward,
     prompts: PromptSets,
     references: list[dict[str, Any]],
 ) -> dict[str, float]:

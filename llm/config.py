@@ -17,6 +17,7 @@ import yaml
 from llm.console import say
 from llm.errors import UserError
 from llm.plugins import load_callable
+from llm.tables import require_split
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
@@ -26,6 +27,8 @@ MAY_BE_ZERO |= {"adam_beta1", "adam_beta2", "rso_accepted", "sft_weight", "label
 MAY_BE_ZERO |= {"kl_weight", "gae_lambda", "value_weight"}
 BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing", "clip")
 INPUTS = ("model", "prompts", "reward")
+PREPARATION = ("prepare", "prepared")
+"""Keys of a file that are no settings."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class AlignConfig:
     """Prompts: a .jsonl, .jsonl.gz, .parquet or .csv file, or a `datasets` NAME[:SPLIT]."""
     reward: str = ""
     """A sequence-classification model (directory or hub name), or package.module:function on (prompts, completions)."""
+    reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the reward's model; auto is that of its files, on the CPU float32 instead of a half precision."""
+    reward_baseline: Literal["none", "reference"] = "none"
+    """reference subtracts the reward of the prompt's reference; with bradley_terry that changes no weight."""
     judge: str = ""
     """package.module:function on (prompts, completions) that grades at the very end; training never calls it."""
     goodness: str = "bradley_terry"
@@ -100,9 +107,10 @@ class AlignConfig:
     validation_count: int = 64
     """Prompts split off for choosing the best checkpoint."""
     test_count: int = 256
-    """Held-out prompts of the evaluation before and after."""
+    """Held-out prompts of the evaluation before and after; rows of --test-prompts that are left out count as taken."""
     prompt_overflow: Literal["error", "skip", "truncate"] = "error"
-    """What to do with a prompt that is too long; truncate drops its beginning (in tldr the post's end)."""
+    """What to do with a prompt that is too long; truncate drops its beginning (in tldr the post's end). A dialogue
+    whose last answer is blank is refused by error and left out by the others."""
     max_prompt_tokens: int = 0
     """Longest prompt, in tokens; 0 takes all that --max-new-tokens leaves of the model's context."""
     max_new_tokens: int = 48
@@ -154,6 +162,8 @@ class AlignConfig:
     """shared-prefix scores and trains with one forward pass of a prompt for all its completions; plain repeats it."""
     sample_rows: int = 256
     """Completions in one sampling or scoring call, whole groups when sampling, at least one (memory)."""
+    reward_rows: int = 256
+    """Completions in one forward pass of the reward's model (memory)."""
     train_rows: int = 0
     """Completions in one forward and backward pass (memory; the gradient is the same): whole groups, or parts of one
     after a pass without gradient. 0 takes as many as memory has room for; `config.yaml` tells how many."""
@@ -194,7 +204,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     """Resolve the command line with its preset and file.
 
     A file's `prepare: package.module:function` is called only where a model, prompts or a reward are still missing
-    once everything else is resolved, and never by `--dry-run`.
+    once everything else is resolved. `--dry-run` calls `prepared` instead, which returns what is there already.
 
     Args:
         arguments: The command line, without the program's name.
@@ -214,11 +224,13 @@ def parse_command(arguments: Sequence[str]) -> Command:
     resolved = _parse(arguments, _overlay_all(layers))
     to_prepare = _missing_inputs(resolved.settings) and any("prepare" in values for _, values in layers)
     validate(resolved.settings, check_required=not to_prepare)
-    if to_prepare and command.dry_run:
-        say("Not shown: the model, prompts and reward that the run would prepare first.")
-    if not to_prepare or command.dry_run:
+    if not to_prepare:
         return resolved
-    return _parse(arguments, _overlay_all([(source, _with_prepared(values, source)) for source, values in layers]))
+    key = "prepared" if command.dry_run else "prepare"
+    resolved = _parse(arguments, _overlay_all([(s, _with_prepared(values, s, key)) for s, values in layers]))
+    if command.dry_run and _missing_inputs(resolved.settings):
+        say("Not shown: the model, prompts and reward that the run would prepare first.")
+    return resolved
 
 
 def asked_settings(arguments: Sequence[str], stored: AlignConfig) -> AlignConfig:
@@ -264,14 +276,11 @@ def validate(config: AlignConfig, *, check_required: bool = True) -> None:
             f"--batch {config.batch}: the first phase collects --m {config.m} groups only, which is less than one "
             "batch. Lower --batch or raise --m."
         )
-    if config.goodness not in GOODNESS:
-        load_callable(config.goodness, option="--goodness")
-    if config.goodness != "bradley_terry" and config.temperature != 1.0:
-        raise UserError(
-            f"--temperature {config.temperature}: only --goodness bradley_terry has a temperature; leave it at 1."
-        )
+    _check_goodness(config)
     if config.judge:
         load_callable(config.judge, option="--judge")
+    if config.test_prompts:
+        require_split(config.test_prompts)
     from llm.tracking import check_tracker
 
     check_tracker(config.tracker)
@@ -321,6 +330,21 @@ def _require_inputs(config: AlignConfig) -> None:
         raise UserError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing. Give --model, --prompts and "
             "--reward together, a --preset, or no option at all for the embedded example."
+        )
+
+
+def _check_goodness(config: AlignConfig) -> None:
+    """A goodness of the user's must be there, and some settings are Bradley-Terry's only."""
+    if config.goodness not in GOODNESS:
+        load_callable(config.goodness, option="--goodness")
+    if config.goodness != "bradley_terry" and config.temperature != 1.0:
+        raise UserError(
+            f"--temperature {config.temperature}: only --goodness bradley_terry has a temperature; leave it at 1."
+        )
+    if config.goodness != "bradley_terry" and config.reward_baseline != "none":
+        raise UserError(
+            f"--reward-baseline {config.reward_baseline}: only with --goodness bradley_terry does it leave the weights "
+            "as they are; leave it at none."
         )
 
 
@@ -488,7 +512,7 @@ def _overlay_all(layers: Sequence[tuple[str, dict[str, Any]]]) -> AlignConfig:
     """Return the defaults with every layer's values in place, the last on top."""
     settings = AlignConfig()
     for source, values in layers:
-        settings = _overlay(settings, {key: value for key, value in values.items() if key != "prepare"}, source)
+        settings = _overlay(settings, {key: value for key, value in values.items() if key not in PREPARATION}, source)
     return settings
 
 
@@ -532,15 +556,16 @@ def _as_float(value: Any, place: str) -> float:
     raise UserError(f"{place}: {value!r} is not a valid value; expected a number.")
 
 
-def _with_prepared(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Run the preparation that a file asks for (`prepare: package.module:function`); it returns settings."""
-    if "prepare" not in values:
+def _with_prepared(values: dict[str, Any], source: str, key: str) -> dict[str, Any]:
+    """Call what a file names as `prepare`, or as `prepared`, which returns nothing where nothing is there yet."""
+    if key not in values:
         return values
-    prepared = load_callable(str(values["prepare"]), option=f"{source}: prepare")()
+    prepared = load_callable(str(values[key]), option=f"{source}: {key}")()
+    if prepared is None and key == "prepared":
+        return values
     if not isinstance(prepared, dict):
         raise UserError(
-            f"{source}: prepare: {values['prepare']} must return a dict of settings; "
-            f"it returned {type(prepared).__name__}."
+            f"{source}: {key}: {values[key]} must return a dict of settings; it returned {type(prepared).__name__}."
         )
     return {**prepared, **values}
 

@@ -1,9 +1,9 @@
 """Make the paper's reward models normal sequence-classification models: `python -m llm.convert_reward`.
 
 Both are published as the bare weights of a class of their authors': no configuration, no tokenizer, buffers of an old
-library among the weights. The conversion adds GPT-J's configuration and tokenizer, keeps the weights and their
-precision as they are, and refuses a checkpoint that is not exactly what was published. The result is a folder of
-safetensors whose config.json says how texts are laid out and where the score is read (`llm.reward_recipe`).
+library among the weights. The conversion adds GPT-J's configuration and tokenizer, keeps the weights as they are, in
+their precision unless told otherwise, and refuses a checkpoint that is not exactly what was published. The result is a
+folder of safetensors whose config.json says how texts are laid out and where the score is read (`llm.reward_recipe`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import os
 import pickle
 import re
 import sys
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +25,14 @@ import huggingface_hub
 import platformdirs
 import torch
 import tyro
-from safetensors import SafetensorError
+from huggingface_hub import errors as hub_errors
 from transformers import AutoConfig, AutoTokenizer, GPTJConfig, GPTJForSequenceClassification
 
 from llm.console import entry_point, say
 from llm.errors import UserError
-from llm.models import first_line
+from llm.models import DTYPES, first_line
 from llm.reward_recipe import Recipe, check_tokenizer
-from llm.rewards import CONFIG_KEY, quiet_transformers
+from llm.rewards import CONFIG_KEY, new_folder, quiet_transformers, write_errors
 
 BASE = "EleutherAI/gpt-j-6B"
 FORMAT = 1
@@ -64,12 +62,12 @@ PUBLISHED = {
     "tldr": Published(
         "CarperAI/openai_summarize_tldr_rm_checkpoint",
         "pytorch_model.bin",
-        Recipe(opening="<|startoftext|>", joint="\nTL;DR: ", read="before-first-eos", max_length=558),
+        Recipe(opening="<|startoftext|>", closing="\nTL;DR:", read="before-first-eos", max_length=558),
     ),
     "dialogue": Published(
         "Dahoas/gptj-rm-static",
         "hf_ckpt.pt",
-        Recipe(opening="", joint="", read="first-eos", max_length=1024),
+        Recipe(opening="", closing="", read="first-eos", max_length=1024),
     ),
 }
 
@@ -90,6 +88,8 @@ class ConvertConfig:
     """Directory or hub name with the config.json and the tokenizer of the GPT-J that was trained."""
     max_length: int | None = None
     """Longest text in tokens, 558 (tldr) or 1024 (dialogue) unless given; more is cut, tldr at the end."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision to store the weights in; auto keeps the checkpoint's: float16 (tldr), float32 (dialogue)."""
     double_space: bool = False
     """For tldr: two spaces behind "TL;DR:", as in most of its training rows, instead of one, as when it was used."""
 
@@ -106,7 +106,8 @@ def convert(config: ConvertConfig) -> None:
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists already and is not an empty folder. Name a new one.")
-    _write_model(checkpoint_file(config.checkpoint, config.recipe), config.base, _asked_recipe(config), out)
+    file = checkpoint_file(config.checkpoint, config.recipe)
+    _write_model(file, config.base, _asked_recipe(config), out, dtype=config.dtype)
 
 
 def normal_form(spec: str) -> str:
@@ -147,10 +148,7 @@ def checkpoint_file(source: str, recipe: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: no such directory, and as a hub name {file} could not be had from it ({first_line(error)}). "
-            "Check the name and the connection, or download it and name its directory."
-        ) from error
+        raise UserError(f"{source}: is no directory here; as a hub name, {_hub_problem(error, file)}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -202,13 +200,29 @@ def classifier_weights(state: dict[str, torch.Tensor], config: GPTJConfig, where
     return {name: kept[_published_name(name)].to(dtype) for name in map(_class_name, kept)}
 
 
+def _hub_problem(error: Exception, file: str) -> str:
+    """Why a file could not be had from the hub, and what to do."""
+    problems = {
+        hub_errors.LocalEntryNotFoundError: f"the hub cannot be reached ({error.__cause__ or error}), and "
+        f"{file} is not among the local copies. Check the connection, or download the file and name its directory.",
+        hub_errors.GatedRepoError: "its owners give access on request only. Ask for it on its page and log in.",
+        hub_errors.RepositoryNotFoundError: "the hub has no such repository, or hides it from you. Check the name; log "
+        "in where it is private.",
+        hub_errors.RevisionNotFoundError: "the repository has no such revision. Check what follows the @.",
+        hub_errors.EntryNotFoundError: f"the repository has no {file}. Name the one with the published checkpoint.",
+        hub_errors.HFValidationError: "it cannot be one either. Check the path.",
+    }
+    known = next((problem for kind, problem in problems.items() if isinstance(error, kind)), None)
+    return known or f"{file} could not be had ({first_line(error)}). Try again, or download it and name its directory."
+
+
 def _asked_recipe(config: ConvertConfig) -> Recipe:
     """The published recipe with the changes asked for."""
     recipe = PUBLISHED[config.recipe].recipe
     if config.double_space:
         if config.recipe != "tldr":
             raise UserError("--double-space: only the tldr recipe has a TL;DR: to put spaces behind. Leave it out.")
-        recipe = dataclasses.replace(recipe, joint=recipe.joint + " ")
+        recipe = dataclasses.replace(recipe, closing=recipe.closing + " ")
     if config.max_length is not None:
         recipe = dataclasses.replace(recipe, max_length=config.max_length)
     return recipe
@@ -232,7 +246,7 @@ def _cached(spec: str, name: str) -> Path:
     key = json.dumps([FORMAT, PUBLISHED[name].repository, commit, BASE, dataclasses.asdict(recipe)])
     home = Path(os.environ.get("BRAIN_CACHE") or platformdirs.user_cache_dir("brain-align"))
     folder = home / f"reward-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    with _write_errors(home):
+    with write_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):  # the processes of one run all come here
             if not folder.exists():
@@ -241,44 +255,18 @@ def _cached(spec: str, name: str) -> Path:
     return folder
 
 
-def _write_model(file: Path, base: str, recipe: Recipe, out: Path) -> None:
-    """Convert a checkpoint under a temporary name, then rename."""
+def _write_model(file: Path, base: str, recipe: Recipe, out: Path, *, dtype: str = "auto") -> None:
+    """Convert a checkpoint; the folder appears whole or not at all."""
     config, tokenizer = _load_base(base)
     _check_max_length(recipe, config)
     _prepare(config, tokenizer, recipe)
     check_tokenizer(tokenizer, config, base)
-    weights = classifier_weights(read_checkpoint(file), config, str(file))
+    weights = _in_precision(classifier_weights(read_checkpoint(file), config, str(file)), dtype, str(file))
     config.dtype = weights["score.weight"].dtype
-    with _write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=out.parent, prefix=".converting-", ignore_cleanup_errors=True
-        ) as temporary:
-            built = Path(temporary) / "model"
-            config.save_pretrained(built)
-            tokenizer.save_pretrained(built)
-            huggingface_hub.save_torch_state_dict(weights, built, max_shard_size="5GB")
-            _flush(built)
-            built.rename(out)
-
-
-@contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a clear error that names the folder."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: could not be written ({first_line(error)}). Make room or choose another place; nothing is left "
-            "half-written."
-        ) from error
-
-
-def _flush(folder: Path) -> None:
-    """Have a folder's files on disk before it gets its name."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    with new_folder(out) as built:
+        config.save_pretrained(built)
+        tokenizer.save_pretrained(built)
+        huggingface_hub.save_torch_state_dict(weights, built, max_shard_size="5GB")
 
 
 def _load_base(base: str) -> tuple[Any, Any]:
@@ -363,6 +351,16 @@ def _trunk_dtype(weights: dict[str, torch.Tensor], where: str) -> torch.dtype:
             "the same for v_head.weight. It must be the published checkpoint."
         )
     return dtype
+
+
+def _in_precision(weights: dict[str, torch.Tensor], dtype: str, where: str) -> dict[str, torch.Tensor]:
+    """The weights in another precision, unless that is auto; none may leave its range."""
+    if dtype == "auto":
+        return weights
+    cast = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
+    if broken := sorted(name for name, tensor in cast.items() if not tensor.isfinite().all()):
+        raise UserError(f"{where}: {broken[0]} is not finite in {dtype}. Use another --dtype.")
+    return cast
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -29,12 +29,12 @@ from llm.console import entry_point, printable, say
 from llm.errors import UserError
 from llm.figures import Figures, figures, group_figures, head_to_head
 from llm.logprob import score
-from llm.models import Policy, load_policy, resolve_device
+from llm.models import Policy, load_policy
 from llm.plugins import load_callable
 from llm.prompts import load_prompts, with_references
 from llm.proposal import adapter_digest
 from llm.records import Completion, EvalRecord, Prompt
-from llm.rewards import Reward, function_fingerprint, load_reward
+from llm.rewards import AnyReward, configured_reward, function_fingerprint, on_device, rewards_of
 from llm.rollout import sample_groups
 from llm.run_folder import IDENTITY_FILE, SCORER_VERSION, check_model, lock_run, stored_config, versions
 from llm.store import ShardFolder, disk_errors, read_json, write_json
@@ -79,7 +79,7 @@ def _sampled(
 def evaluate(
     policy: Policy,
     prompts: Sequence[Prompt],
-    reward: Reward,
+    reward: AnyReward,
     reference_rewards: dict[str, float],
     config: AlignConfig,
     stage: str,
@@ -100,23 +100,26 @@ def evaluate(
         A record for each completion, prompt by prompt, in order.
     """
 
-    def work(block: Sequence[Prompt]) -> list[EvalRecord]:
-        repeated = [prompt for prompt in block for _ in range(count)]
-        pairs = list(zip(repeated, _sampled(policy, config, stage, count, block), strict=True))
+    def draw(block: Sequence[Prompt]) -> list[tuple[Completion, float, float]]:
+        completions = _sampled(policy, config, stage, count, block)
+        pairs = list(zip([prompt for prompt in block for _ in range(count)], completions, strict=True))
         log_policy = score(policy, pairs, config.sample_rows)
         with policy.as_prior():
-            log_prior = score(policy, pairs, config.sample_rows)
-        rewards = reward([p.text for p, _ in pairs], [c.text for _, c in pairs])
-        return [
-            EvalRecord(p, c, p.reference or "", float(r), reference_rewards[p.prompt_id], None, None, lq, lp)
-            for (p, c), r, lq, lp in zip(pairs, rewards, log_policy, log_prior, strict=True)
-        ]
+            return list(zip(completions, log_policy, score(policy, pairs, config.sample_rows), strict=True))
 
-    return processes.dealt(prompts, max(1, config.sample_rows // count), work)
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    drawn = processes.dealt(prompts, max(1, config.sample_rows // count), draw)
+    texts = [(prompt, completion.text) for prompt, (completion, _, _) in zip(repeated, drawn, strict=True)]
+    with on_device(reward):  # and not before: sampling needs the room
+        rewards = processes.dealt(texts, config.sample_rows, lambda block: rewards_of(reward, block).tolist())
+    return [
+        EvalRecord(p, c, p.reference or "", r, reference_rewards[p.prompt_id], None, None, lq, lp)
+        for p, (c, lq, lp), r in zip(repeated, drawn, rewards, strict=True)
+    ]
 
 
 def make_references(
-    config: AlignConfig, policy: Policy, reward: Reward, prompts: Sequence[Prompt]
+    config: AlignConfig, policy: Policy, reward: AnyReward, prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
     """Sample missing references from the prior, and reward all of them.
 
@@ -133,15 +136,13 @@ def make_references(
     with policy.as_prior():
         sampled = sample_one_each(policy, missing, config, "reference")
     own = {completion.prompt_id: completion.text for completion in sampled}
-    texts = [own[p.prompt_id] if p.reference is None else p.reference for p in prompts]
-
-    def rewards(block: Sequence[tuple[Prompt, str]]) -> list[float]:
-        return [float(value) for value in reward([prompt.text for prompt, _ in block], [text for _, text in block])]
-
-    values = processes.dealt(list(zip(prompts, texts, strict=True)), config.sample_rows, rewards)
+    texts = {p.prompt_id: own[p.prompt_id] if p.reference is None else p.reference for p in prompts}
+    pairs = [(prompt, texts[prompt.prompt_id]) for prompt in with_references(prompts, texts)]
+    with on_device(reward):
+        values = processes.dealt(pairs, config.sample_rows, lambda block: rewards_of(reward, block).tolist())
     return [
         {"prompt_id": prompt.prompt_id, "reference": text, "reward": value}
-        for prompt, text, value in zip(prompts, texts, values, strict=True)
+        for (prompt, text), value in zip(pairs, values, strict=True)
     ]
 
 
@@ -223,7 +224,7 @@ class Subject(NamedTuple):
     folder: Path
     config: AlignConfig
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     judge: Judge | None
 
 
@@ -288,7 +289,7 @@ def _load(folder: Path, command: EvaluateCommand) -> Subject:
     config = replace(config, sample_rows=command.sample_rows or config.sample_rows)
     if config.threads:
         torch.set_num_threads(config.threads)
-    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    reward = configured_reward(config)
     if reward.fingerprint() != read_json(folder / IDENTITY_FILE).get("reward"):
         raise UserError(f"{folder}: the reward {config.reward} changed since the run. Restore it as it was.")
     judge = load_callable(config.judge, option="--judge") if config.judge else None

@@ -21,7 +21,7 @@ from llm.prompts import (
     load_prompts,
 )
 from llm.records import Completion, Prompt
-from llm.rewards import Reward
+from llm.rewards import AnyReward
 from llm.rollout import completion_text
 from llm.run_folder import Identity, stored_config
 from llm.stored_rollouts import has_stated_rewards, run_prompts, scored_rows, stored_identity
@@ -99,7 +99,7 @@ class GivenGroups:
         ]
 
 
-def load_given(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: Reward) -> GivenGroups | None:
+def load_given(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: AnyReward) -> GivenGroups | None:
     """Return what the settings say to train on instead of sampling, or None where the run samples.
 
     Args:
@@ -338,7 +338,7 @@ def _check_proposal(source: str, groups: Sequence[GivenGroup]) -> None:
         )
 
 
-def _from_run(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: Reward) -> GivenGroups:
+def _from_run(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: AnyReward) -> GivenGroups:
     """The groups of another run, with its log-probs, and with its rewards where they are this run's reward's."""
     folder = Path(config.rollouts)
     _check_settings(config, stored_config(folder))
@@ -393,7 +393,7 @@ def _is_same(one: Prompt, other: Prompt) -> bool:
 
 
 def _run_phase(
-    config: AlignConfig, identity: Identity, reward: Reward, known: Mapping[str, Prompt], phase: int
+    config: AlignConfig, identity: Identity, reward: AnyReward, known: Mapping[str, Prompt], phase: int
 ) -> list[GivenGroup]:
     """The groups of one phase of another run."""
     folder = Path(config.rollouts)

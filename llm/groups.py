@@ -21,7 +21,7 @@ from llm.models import Policy
 from llm.prompts import draw_prompts
 from llm.proposal import GIVEN, PRIOR, Proposal, adapter_digest, improved_proposal
 from llm.records import Completion, Pair, Prompt, ScoredGroup, TokenScores
-from llm.rewards import Reward
+from llm.rewards import AnyReward, on_device, rewards_of
 from llm.rollout import sample_groups
 from llm.store import ShardFolder, rollout_shards, score_shards
 from llm.train import make_objective
@@ -46,7 +46,7 @@ class Collector:
     """
 
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     config: AlignConfig
     folder: Path
     fingerprint: str
@@ -66,7 +66,7 @@ class Collector:
         Args:
             phase: 0 to e−1.
             prompts: The training prompts.
-            progress: Called with the number of groups done.
+            progress: Called with the number of groups done, once for their sampling and once for their scoring.
 
         Raises:
             UserError: A shard is damaged, or was sampled from another proposal than the current policy.
@@ -98,11 +98,15 @@ class Collector:
             self._rollout_rows(phase, block, prompts, proposal)  # all sample while the first process's are compared
         sampler_stands = processes.from_first(lambda: self._sampler_stands(phase, *blocks[0], proposal))
         for block, prompts in own:
-            rows = self._rollout_rows(phase, block, prompts, proposal)
-            self._score_once(phase, block, prompts, rows, sampler_stands)
+            self._rollout_rows(phase, block, prompts, proposal)
             progress(len(prompts))
+        with on_device(self.reward):  # and not before: sampling needs the room
+            for block, prompts in own:
+                rows = self._rollout_rows(phase, block, prompts, proposal)
+                self._score_once(phase, block, prompts, rows, sampler_stands)
+                progress(len(prompts))
         self._wait_for_blocks(phase, [block for block, _ in blocks])
-        progress(sum(map(len, members)) - sum(len(prompts) for _, prompts in own))
+        progress(2 * (sum(map(len, members)) - sum(len(prompts) for _, prompts in own)))
 
     def stored(self, phase: int, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
         """Return the scored groups of a phase that was collected before.
@@ -196,7 +200,7 @@ class Collector:
         """Compute log p, log q' and r of a block (line 8), each row tied to the rollouts that it is of."""
         rewards = _known(known, "reward")
         if rewards is None:
-            rewards = self.reward([p.text for p, _ in pairs], [c.text for _, c in pairs]).tolist()
+            rewards = rewards_of(self.reward, [(p, c.text) for p, c in pairs]).tolist()
         columns = {
             "prompt_id": [p.prompt_id for p, _ in pairs],
             "sample_id": [c.sample_id for _, c in pairs],

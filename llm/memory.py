@@ -23,12 +23,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from llm import shared_prefix
+from llm import sharding, shared_prefix
 from llm.config import AlignConfig
 from llm.console import memory_errors, say
 from llm.logprob import sequence_log_probs
 from llm.models import Policy
 from llm.records import Completion, Pair, Prompt
+from llm.rewards import AnyReward, models_of
 
 SHARES = {"cuda": 0.85}
 """What part of a device's memory a run plans with: half of a computer's, which others use too and where the C library's
@@ -56,7 +57,7 @@ class PassCost(NamedTuple):
         return self.constant + math.ceil(rows / n) * self.per_group + rows * self.per_completion
 
 
-def with_train_rows(config: AlignConfig, policy: Policy, prompts: Sequence[Prompt], reward: object) -> AlignConfig:
+def with_train_rows(config: AlignConfig, policy: Policy, prompts: Sequence[Prompt], reward: AnyReward) -> AlignConfig:
     """Return the settings with `train_rows` chosen, where it is 0, and say what was chosen.
 
     Only the device's total memory counts, not what is free of it, so that a machine always decides the same.
@@ -65,7 +66,7 @@ def with_train_rows(config: AlignConfig, policy: Policy, prompts: Sequence[Promp
         config: The settings.
         policy: The policy, with its adapter.
         prompts: The training prompts; the longest one is reckoned with.
-        reward: The reward; a model that it holds takes memory too.
+        reward: The reward; see `pass_budget`.
 
     Raises:
         UserError: Not even the small pass fits.
@@ -97,15 +98,15 @@ def fitting_rows(cost: PassCost, budget: float, n: int, batch: int) -> int:
     return max(1, int((budget - cost.constant - cost.per_group) // cost.per_completion))
 
 
-def pass_budget(policy: Policy, reward: object) -> float:
+def pass_budget(policy: Policy, reward: AnyReward) -> float:
     """Return the bytes that a training pass may have: a share of the device's less weights, gradient and AdamW's state.
 
     Args:
         policy: The policy.
-        reward: The reward.
+        reward: The reward; a model that it holds counts where it lies on the same device, as all do on the CPU.
     """
-    models = [policy.model, *(held for held in vars(reward).values() if isinstance(held, torch.nn.Module))]
-    weights = sum(tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers()))
+    here = [model for model in models_of(reward) if model.device.type == policy.device.type]
+    weights = sum(sharding.bytes_held(model) for model in (policy.model, *here))
     trained = sum(parameter.nbytes for parameter in policy.parameters())
     return _total_memory(policy.device) * SHARES.get(policy.device.type, 0.5) - weights - 3 * trained
 

@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_adapter_config_file
 
-from llm import prefix_attention, sft_adapter
+from llm import prefix_attention, processes, sft_adapter, sharding
 from llm.config import AlignConfig
 from llm.console import say
 from llm.controls import control_tokens, with_control
@@ -153,6 +153,19 @@ def load_policy(config: AlignConfig) -> Policy:
         UserError: The model, its tokenizer or adapter cannot be loaded or do not fit together, there is no
             end-of-sequence token, or LoRA finds nothing to adapt.
     """
+    if not processes.cuts_model():
+        return _loaded(config)
+    sharding.check_cuttable(config.quantization)
+    devices = sharding.devices_of_all(resolve_device(config.device))
+    with processes.in_turn():  # until it is cut up, each has the whole base in the computer's memory
+        policy = _loaded(config)
+        sharding.cut(policy.model, devices)
+    sharding.keep_step(policy.base)
+    return policy
+
+
+def _loaded(config: AlignConfig) -> Policy:
+    """The policy with its base whole."""
     adapter = sft_adapter.requested_adapter(config)
     base = load_base(config.model, config)
     if config.activation_checkpointing:
@@ -207,7 +220,7 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
         )
     if config.quantization == "nf4":
         _keep_gradients_on_cpu(model)
-    else:
+    elif not processes.cuts_model():
         model.to(resolve_device(config.device))
     return model.eval().requires_grad_(False)
 
@@ -255,7 +268,7 @@ def resolve_device(device: str) -> str:
         UserError: There is no such device.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cpu" if processes.on_cpu() else "cuda"
     try:
         torch.zeros(1, dtype=torch.float64, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:

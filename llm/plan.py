@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from unittest.mock import patch
 
 import peft
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -32,13 +35,17 @@ from transformers.pytorch_utils import Conv1D
 from llm import models, prefix_attention, sft_adapter, shared_prefix
 from llm.config import INPUTS, AlignConfig
 from llm.convert_reward import PUBLISHED, normal_form
+from llm.decoding import PlainDecoder, SharedPrefixDecoder
 from llm.errors import UserError
 from llm.logprob import token_batch, token_log_probs
 from llm.memory import GIB, SHARES, Allocations, cost_of, few_rows, fitting_rows, made_up_pairs, peak_bytes
 from llm.models import DTYPES, Policy
+from llm.prefix_attention import GroupCache, window_holds
 from llm.prompts import load_prompts
-from llm.records import Pair
-from llm.rewards import CONFIG_KEY
+from llm.records import Pair, Prompt
+from llm.rewards import CONFIG_KEY, precision
+from llm.rollout import inverse_cdf
+from llm.shared_prefix import prompt_row
 
 META = torch.device("meta")
 ATTENTION = "plan"
@@ -70,13 +77,25 @@ GPUS = {
     "h200": Gpu(989, 67, 140),
 }
 
-KNOWN: dict[str, tuple[type[PreTrainedConfig], str]] = {
-    "huggyllama/llama-7b": (LlamaConfig, "float16"),
-    "CarperAI/openai_summarize_tldr_sft": (GPTJConfig, "float32"),
-    PUBLISHED["tldr"].repository: (GPTJConfig, "float16"),
-    PUBLISHED["dialogue"].repository: (GPTJConfig, "float32"),
+KNOWN: dict[str, dict[str, tuple[type[PreTrainedConfig], str]]] = {
+    "--model": {
+        "huggyllama/llama-7b": (LlamaConfig, "float16"),
+        "CarperAI/openai_summarize_tldr_sft": (GPTJConfig, "float32"),
+    },
+    "--reward": {
+        PUBLISHED["tldr"].repository: (GPTJConfig, "float16"),
+        PUBLISHED["dialogue"].repository: (GPTJConfig, "float32"),
+    },
 }
 """Class and stored precision of the published models; the library's defaults for these classes are their very sizes."""
+DOWNLOADS = {
+    "huggyllama/llama-7b": 13.48e9,
+    "timdettmers/qlora-hh-rlhf-7b": 0.64e9,
+    "CarperAI/openai_summarize_tldr_sft": 24.32e9,
+    PUBLISHED["tldr"].repository: 11.81e9,
+    PUBLISHED["dialogue"].repository: 24.33e9,
+}
+"""Bytes of the published files that a run downloads."""
 KNOWN_ADAPTERS = {
     "timdettmers/qlora-hh-rlhf-7b": peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -127,6 +146,20 @@ class Tokens(NamedTuple):
         return Tokens(*(mine + times * theirs for mine, theirs in zip(self, other, strict=True)))
 
 
+class Disk(NamedTuple):
+    """Bytes on the disk.
+
+    Attributes:
+        run: Of the run folder.
+        hub: Of the published files in the hub's cache.
+        converted: Of the reward model's normal form in the cache of this package.
+    """
+
+    run: float
+    hub: float
+    converted: float
+
+
 class RewardModel(NamedTuple):
     """A reward's model: parameters, precision, bytes, and bytes of one of its passes; without any, a function."""
 
@@ -147,12 +180,12 @@ class Plan:
         parameters: Of the base, by its configuration.
         trained: Parameters of the policy's adapter.
         reward: The reward model.
-        memory: Bytes by part: `base`, `policy`, `prior`, `optimiser`, `reward` stay; `sampling`, `scoring`, `rewarding`
-            and `training` come one after the other.
+        memory: Bytes by part: `base`, `policy`, `prior`, `optimiser` stay; `sampling`, `scoring`, `rewarding` and
+            `training` come one after the other; `reward` is there beside scoring and rewarding.
         update: Tokens of one proposal update.
         total: Tokens of the run, evaluations included.
         flops: FLOPs of one token, by the names of `Tokens`.
-        disk: Bytes of the run folder.
+        disk: Bytes on the disk.
         notes: What was assumed.
     """
 
@@ -165,14 +198,15 @@ class Plan:
     update: Tokens
     total: Tokens
     flops: Tokens
-    disk: float
+    disk: Disk
     notes: tuple[str, ...]
 
     def peak(self) -> float:
         """Return the bytes of what stays and of the largest of what comes and goes."""
-        passing = ("sampling", "scoring", "rewarding", "training")
-        kept = sum(size for name, size in self.memory.items() if name not in passing)
-        return kept + max(self.memory[name] for name in passing)
+        passing = {name: self.memory[name] for name in ("sampling", "scoring", "rewarding", "training")}
+        kept = sum(size for name, size in self.memory.items() if name not in (*passing, "reward"))
+        beside = dict.fromkeys(("scoring", "rewarding"), self.memory["reward"])
+        return kept + max(size + beside.get(name, 0) for name, size in passing.items())
 
     def seconds(self, tokens: Tokens, gpu: Gpu) -> float:
         """Return the time of some tokens on a GPU, by the assumed shares of its peak."""
@@ -202,9 +236,10 @@ def make_plan(config: AlignConfig, gpu: Gpu) -> Plan:
     policy, adapter_notes = skeleton(config, settings)
     reward = reward_model(config, settings)
     lengths = prompt_lengths(config, policy.context_length)
-    lasting = _lasting_memory(policy, config) | {"reward": reward.size}
+    lasting = _lasting_memory(policy, config)
     config = _with_rows(config, policy, lengths, gpu.gib * GIB * SHARES["cuda"] - sum(lasting.values()))
-    memory = lasting | {"rewarding": reward.activations} | _passing_memory(policy, config, lengths)
+    rewarding = {"reward": reward.size, "rewarding": reward.activations}
+    memory = lasting | rewarding | _passing_memory(policy, config, lengths)
     update, total = run_tokens(config, lengths, shares=policy.shares_prompts, has_reward=reward.parameters > 0)
     trained = sum(parameter.numel() for parameter in policy.parameters())
     return Plan(
@@ -217,7 +252,7 @@ def make_plan(config: AlignConfig, gpu: Gpu) -> Plan:
         update,
         total,
         _token_flops(policy, config, lengths, reward.parameters),
-        _disk(config, trained),
+        _disk(config, trained, reward.parameters),
         tuple(note for note in (known, *adapter_notes, reward.note, lengths.note) if note),
     )
 
@@ -226,17 +261,22 @@ def model_settings(source: str, option: str) -> tuple[PreTrainedConfig, str]:
     """Return a model's configuration, and a note where it is the one known for a published model.
 
     Args:
-        source: A directory or hub name, with @REVISION or without.
-        option: The option that names it, for the message.
+        source: A directory or hub name; of a reward that is converted by its hub name, perhaps with @REVISION.
+        option: The option that names it, --model or --reward.
 
     Raises:
         UserError: It cannot be had.
     """
-    name = source.partition("@")[0]
-    if name in KNOWN and not Path(source).exists():
-        kind, dtype = KNOWN[name]
+    name = _published_name(source) if option == "--reward" else source
+    if name in KNOWN[option] and not Path(source).exists():
+        kind, dtype = KNOWN[option][name]
         return kind(dtype=dtype), f"{source}: by the published sizes; its files were not looked at."
     return models.load_pretrained(AutoConfig, source, option=option), ""
+
+
+def _published_name(reward: str) -> str:
+    """A reward's hub name without its revision."""
+    return reward.partition("@")[0]
 
 
 def skeleton(config: AlignConfig, settings: PreTrainedConfig) -> tuple[Policy, list[str]]:
@@ -259,7 +299,7 @@ def skeleton(config: AlignConfig, settings: PreTrainedConfig) -> tuple[Policy, l
         if frozen is not None:
             _add_frozen(model, frozen)
     shares = config.engine == "shared-prefix" and not prefix_attention.attach(base)
-    if not shares and base.config.model_type != "gptj":
+    if base.config.model_type != "gptj":
         base.set_attn_implementation(ATTENTION)
     context = models.context_length_of(base, config)
     return Policy(model, cast(Any, None), (), context, "", shares), notes
@@ -296,17 +336,29 @@ def _add_frozen(model: peft.PeftModel, settings: peft.LoraConfig) -> None:
         parameter.requires_grad_(f".{sft_adapter.POLICY}." in name)
 
 
-def _flash(
+def _flash(query: Any, key: Any, value: Any, scale: float | None = None, **_: object) -> Any:
+    """Attention that keeps no scores, as kernels of GPUs do; of tensors without data the library's own would."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)[0]
+
+
+def _attention_function(
     module: torch.nn.Module, query: Any, key: Any, value: Any, mask: object, scaling: float | None = None, **_: object
 ) -> tuple[torch.Tensor, None]:
-    """Attention that keeps no scores, as kernels of GPUs do; of tensors without data the library's own would."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(repeats, 1) for states in (key, value))
-    out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scaling)[0]
-    return out.transpose(1, 2), None
+    """What a model calls: as a mask of shared prefixes says, and `_flash` elsewhere."""
+    if hasattr(mask, "attend"):
+        return mask.attend(
+            module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
+        ), None
+    return _flash(query, key, value, scaling).transpose(1, 2), None
 
 
-AttentionInterface.register(ATTENTION, _flash)
+AttentionInterface.register(ATTENTION, _attention_function)
+AttentionMaskInterface.register(ATTENTION, lambda **_: None)
+
+
+def _kernels() -> AbstractContextManager[object]:
+    """Within this context the prompts of a flat row attend by `_flash` as well."""
+    return patch.object(prefix_attention, "scaled_dot_product_attention", _flash)
 
 
 def log_probs(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
@@ -324,9 +376,15 @@ def log_probs(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
 
 def _peak(work: Callable[[], object]) -> int:
     """Bytes at the peak of a call without gradient."""
-    with torch.no_grad(), Allocations(META) as allocations:
+    with torch.no_grad(), _kernels(), Allocations(META) as allocations:
         work()
     return allocations.peak
+
+
+def _pass_peaks(policy: Policy, pairs: list[Pair]) -> tuple[int, int]:
+    """Bytes at the peaks of the forward and the backward pass of a training pass."""
+    with _kernels():
+        return peak_bytes(policy, pairs, log_probs)
 
 
 def _flops(work: Callable[[], object]) -> int:
@@ -351,13 +409,13 @@ def reward_model(config: AlignConfig, policy_settings: PreTrainedConfig) -> Rewa
     if Path(config.reward).exists():
         normal_form(config.reward)  # says what to do with a raw checkpoint
     settings, note = model_settings(config.reward, "--reward")
-    has_recipe = config.reward.partition("@")[0] in KNOWN or hasattr(settings, CONFIG_KEY)
-    dtype = (settings.dtype or torch.float32) if has_recipe else torch.float32
+    dtype = precision(settings, config.reward_dtype, "cuda")
     settings.num_labels = 1
     with META:
         model = AutoModelForSequenceClassification.from_config(settings, dtype=dtype).eval()
     length = _reward_length(config, policy_settings, settings)
-    ids = torch.zeros(config.sample_rows, length, dtype=torch.long, device=META)
+    rows = min(config.reward_rows, config.sample_rows * _texts(config))
+    ids = torch.zeros(rows, length, dtype=torch.long, device=META)
     if model.config.model_type != "gptj":
         model.set_attn_implementation(ATTENTION)
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -365,11 +423,16 @@ def reward_model(config: AlignConfig, policy_settings: PreTrainedConfig) -> Rewa
     return RewardModel(sum(p.numel() for p in model.parameters()), dtype, size, activations, note)
 
 
+def _texts(config: AlignConfig) -> int:
+    """Texts that are rewarded for a completion with a prompt of its own: itself, and perhaps the prompt's reference."""
+    return 1 + (config.reward_baseline == "reference")
+
+
 def _reward_length(config: AlignConfig, policy_settings: PreTrainedConfig, settings: PreTrainedConfig) -> int:
     """Most tokens of a text; where prompts are cut for the policy only, the reward's own limit."""
     recipes = {published.repository: published.recipe.max_length for published in PUBLISHED.values()}
     stored = (getattr(settings, CONFIG_KEY, None) or {}).get("max_length", _context(settings))
-    limit = int(recipes.get(config.reward.partition("@")[0], stored))
+    limit = int(recipes.get(_published_name(config.reward), stored))
     if config.prompt_overflow == "truncate" and config.format != "tldr":
         return limit
     return min(_room(config, _context(policy_settings)) + config.max_new_tokens + 1, limit)
@@ -433,7 +496,7 @@ def run_tokens(config: AlignConfig, lengths: Lengths, *, shares: bool, has_rewar
         sampling=config.m * (prompt + n * (length - 1)),
         proposal=proposal,
         prior=config.m * group,
-        reward=config.m * n * (pair + 1) * has_reward,
+        reward=config.m * (n + _texts(config) - 1) * (pair + 1) * has_reward,
         weights=groups * in_parts if parts > 1 else 0,
         training=groups * (in_parts if parts > 1 else group),
     )
@@ -446,7 +509,7 @@ def _held_out_tokens(config: AlignConfig, lengths: Lengths, has_reward: bool) ->
     validations = 1 + steps // config.validate_every + (steps % config.validate_every > 0)
     prompts = validations * config.validation_count + 2 * config.test_count
     pair = lengths.held_out + config.max_new_tokens
-    rewarded = prompts + config.validation_count + config.test_count
+    rewarded = prompts * _texts(config) + config.validation_count + config.test_count
     return Tokens(prompts * (pair - 1), prompts * pair, prompts * pair, rewarded * (pair + 1) * has_reward)
 
 
@@ -502,48 +565,101 @@ def _with_rows(config: AlignConfig, policy: Policy, lengths: Lengths, budget: fl
     few = few_rows(policy, config.max_new_tokens, config.n)
     shapes = ((1, few), (1, 2 * few), (2, few))
     pairs = [made_up_pairs(lengths.longest, config.max_new_tokens, *shape) for shape in shapes]
-    costs = [cost_of(peaks, few) for peaks in zip(*(peak_bytes(policy, p, log_probs) for p in pairs), strict=True)]
+    costs = [cost_of(peaks, few) for peaks in zip(*(_pass_peaks(policy, p) for p in pairs), strict=True)]
     return replace(config, train_rows=min(fitting_rows(cost, budget, config.n, config.batch) for cost in costs))
 
 
 def _passing_memory(policy: Policy, config: AlignConfig, lengths: Lengths) -> dict[str, float]:
     """Bytes at the peaks of sampling, scoring and training."""
-    groups = max(1, config.sample_rows // config.n)
-    scored = made_up_pairs(lengths.longest, config.max_new_tokens, groups, groups * config.n)
     trained_groups = max(1, config.train_rows // config.n)
     rows = trained_groups * min(config.n, config.train_rows)
     trained = made_up_pairs(lengths.longest, config.max_new_tokens, trained_groups, rows)
     return {
         "sampling": sampling_bytes(policy, config, lengths.longest),
-        "scoring": _peak(lambda: log_probs(policy, scored)),
-        "training": max(peak_bytes(policy, trained, log_probs)),
+        "scoring": scoring_bytes(policy, config, lengths.longest),
+        "training": max(_pass_peaks(policy, trained)),
     }
 
 
-def sampling_bytes(policy: Policy, config: AlignConfig, longest: int) -> float:
-    """Return the bytes of the keys and values of one block of groups, and of its logits while a token is drawn.
+def _blocks(config: AlignConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Prompts, and completions of each, that are sampled and scored together: in a rollout, and in an evaluation."""
+    held_out = max(config.validation_count, config.test_count)
+    return (max(1, config.sample_rows // config.n), config.n), (min(config.sample_rows, held_out), 1)
+
+
+def scoring_bytes(policy: Policy, config: AlignConfig, longest: int) -> int:
+    """Return the bytes at the peak of scoring, in a rollout or in an evaluation.
 
     Args:
-        policy: The policy.
+        policy: The policy, without data.
         config: The run's settings.
         longest: Tokens of the longest prompt.
     """
-    settings = policy.base.config.get_text_config()
-    groups = max(1, config.sample_rows // config.n)
-    rows = groups * config.n
-    kept = groups * longest if policy.shares_prompts else rows * longest
-    heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
-    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-    in_full = policy.shares_prompts and settings.model_type == "gptj"  # whose attention computes in float32
-    width = 4 if in_full else torch.finfo(DTYPES[config.dtype]).bits // 8
-    cache = 2 * settings.num_hidden_layers * heads * size * width * (kept + rows * config.max_new_tokens)
-    return cache + 12 * rows * settings.vocab_size
+    blocks = [made_up_pairs(longest, config.max_new_tokens, groups, groups * n) for groups, n in _blocks(config)]
+    return max(_peak(partial(log_probs, policy, pairs)) for pairs in blocks)
 
 
-def _disk(config: AlignConfig, trained: int) -> float:
-    """Bytes of the run folder: completions with ids, text and scores, two checkpoints with AdamW's state, adapter."""
+def sampling_bytes(policy: Policy, config: AlignConfig, longest: int) -> int:
+    """Return the bytes at the peak of sampling, in a rollout or in an evaluation.
+
+    The run's own code forwards the prompts and draws the last token; in an evaluation each completion has a prompt of
+    its own, so that a block of it needs the most.
+
+    Args:
+        policy: The policy, without data.
+        config: The run's settings.
+        longest: Tokens of the longest prompt.
+    """
+    return max(_peak(partial(_sample, policy, config, longest, *block)) for block in _blocks(config))
+
+
+def _sample(policy: Policy, config: AlignConfig, longest: int, groups: int, n: int) -> None:
+    """Sample what needs the most memory: prompts, then the last token of their completions."""
+    prompts = [prompt for prompt, _ in made_up_pairs(longest, 1, groups, groups)]
+    shares = policy.shares_prompts and window_holds(policy.base, longest + config.max_new_tokens)
+    decoder = (_SharedDecoder if shares else _PlainDecoder)(policy, prompts, n, config.max_new_tokens)
+    if config.max_new_tokens > 1:
+        decoder.step(torch.zeros(groups * n, dtype=torch.long, device=META))
+    uniform = torch.zeros(groups * n, dtype=torch.float64, device=META)
+    inverse_cdf(decoder.logits, uniform, config.sampling_temperature)
+
+
+class _SharedDecoder(SharedPrefixDecoder):
+    """Without data, and before the last token."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], n: int, capacity: int) -> None:
+        row = prompt_row([prompt.token_ids for prompt in prompts], torch.device("cpu"))  # indices need data
+        self._model, self._cache = policy.base, GroupCache(row.places, row.lengths, row.home, n, capacity)
+        for name, value in vars(self._cache).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self._cache, name, value.to(META))
+        attend = self._cache.prefill
+        hidden = shared_prefix.hidden_states(policy.base, row.input_ids.to(META), row.position_ids.to(META), attend)
+        self.logits = self._head(hidden[: len(prompts)]).repeat_interleave(n, 0)
+        self._positions = torch.zeros(len(self.logits), dtype=torch.long, device=META)
+        self._cache._length = capacity - 2
+
+
+class _PlainDecoder(PlainDecoder):
+    """Without data, and before the last token."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], n: int, capacity: int) -> None:
+        super().__init__(policy, prompts, n)
+        rows, tokens = len(self.logits), max(0, capacity - 2)
+        for index, layer in enumerate(self._cache.layers):
+            keys, values = (s.new_empty((rows, s.shape[1], tokens, s.shape[3])) for s in (layer.keys, layer.values))
+            self._cache.update(keys, values, index)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(rows, tokens)], 1)
+
+
+def _disk(config: AlignConfig, trained: int, reward_parameters: int) -> Disk:
+    """Completions with ids, text and scores, two checkpoints with AdamW's state and an adapter; and the models."""
     completions = config.e * config.m * config.n + 3 * config.test_count
-    return completions * (12 * config.max_new_tokens + 100) + (2 * 3 + 1) * 4 * trained
+    run = completions * (12 * config.max_new_tokens + 100) + (2 * 3 + 1) * 4 * trained
+    reward = "" if Path(config.reward).exists() else _published_name(config.reward)
+    hub = sum(DOWNLOADS.get(name, 0) for name in (config.model, config.sft_adapter, reward) if not Path(name).exists())
+    _, stored = KNOWN["--reward"].get(reward, (None, ""))
+    return Disk(run, hub, reward_parameters * DTYPES[stored].itemsize if stored else 0)
 
 
 def report_plan(config: AlignConfig, gpu: str) -> str:
@@ -603,7 +719,9 @@ def describe(plan: Plan, name: str) -> str:
             f"{plan.seconds(plan.total, gpu) / 3600:.1f} h in total, at the "
             f"published {gpu.half:g} TFLOPS ({gpu.single:g} in float32) times an assumed {PASS_SHARE} "
             f"({SAMPLING_SHARE} in sampling)",
-            f"disk: {plan.disk / GIB:.1f} GiB for the run folder, besides the models' files",
+            f"disk: {plan.disk.run / GIB:.1f} GiB for the run folder, {plan.disk.hub / GIB:.1f} in the hub's cache for "
+            f"published models, {plan.disk.converted / GIB:.1f} in $BRAIN_CACHE for a converted reward model",
+            "note: tokens through the reward model are approximate: by the policy's tokenizer, without padding.",
             *(f"note: {note}" for note in plan.notes),
         ]
     )
@@ -616,8 +734,8 @@ def _memory_lines(plan: Plan) -> list[str]:
         "policy": "policy's adapter",
         "prior": "frozen SFT adapter",
         "optimiser": "gradient and AdamW's state",
-        "reward": "reward model",
-        "sampling": "then sampling: keys and values, logits",
+        "reward": "reward model, beside scoring and rewards",
+        "sampling": "then sampling: keys and values, activations",
         "scoring": "or scoring: activations",
         "rewarding": "or rewards: activations",
         "training": "or a training pass: activations",

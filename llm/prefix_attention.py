@@ -173,7 +173,8 @@ class GroupCache:
         groups, of = of.unique(return_inverse=True)
         if len(groups) < len(self._bias):
             self._bias = self._bias[groups]
-            self._prompt_states = [(key[groups], value[groups]) for key, value in self._prompt_states]
+            for layer, (key, value) in enumerate(self._prompt_states):  # one by one: all at once would be there twice
+                self._prompt_states[layer] = (key[groups], value[groups])
         self._arrange(of)
 
     def _arrange(self, of: torch.Tensor) -> None:

@@ -14,11 +14,12 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from llm.console import MORE_ROOM, memory_errors
 from llm.errors import UserError
@@ -28,16 +29,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)
-"""How long one process waits for another, whose machine went away without a word, before the run ends."""
+TIMEOUT = timedelta(hours=2)
+"""How long one process waits for another, which may be at a download or whose machine went away without a word."""
 GO_ON = "The run ends here; go on with --resume and its folder, with any number of processes."
+CUTS_MODEL = "ACCELERATE_USE_FSDP"
+"""The variable by which accelerate's launcher asks for the base to be cut up."""
 REFUSED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
-"""Ways of cutting a model up which accelerate's launcher asks for by these variables."""
+"""Other ways of cutting a model up that it may ask for."""
+FSDP_SETTINGS = {
+    "FSDP_OFFLOAD_PARAMS": ("false",),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false",),
+    "FSDP_SHARDING_STRATEGY": ("full_shard", "1"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"),
+}
+"""The launcher's settings of FSDP that would change what a run needs or does, and what they must say, if anything."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,17 @@ class _Team:
         count: How many there are.
         places: (host, process id) of each.
         ends: Set once this process ends by itself.
+        told: Set once this process was told to stop.
+        serve: Called before each exchange, with whether this process failed: returns once no process needs this one for
+            a pass through a cut-up model.
     """
 
     rank: int = 0
     count: int = 1
     places: list[tuple[str, int]] = field(default_factory=list)
     ends: threading.Event = field(default_factory=threading.Event)
+    told: threading.Event = field(default_factory=threading.Event)
+    serve: Callable[[bool], None] = lambda failed: None
 
 
 _team = _Team()
@@ -104,7 +118,7 @@ def joined() -> Iterator[None]:
         SystemExit: In another process, where any process ended early.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _team.count > 1:
-        _refuse_sharding()
+        _check_launch()
         yield
         return
     _join()
@@ -139,10 +153,7 @@ def exchange(value: T) -> list[T]:
     """
     if count() == 1:
         return [value]
-    from accelerate.utils import gather_object
-
-    with _answered():
-        outcomes = gather_object([value])
+    outcomes = _gathered(value)
     for place, outcome in enumerate(outcomes):
         if isinstance(outcome, _Failure):
             raise EndedElsewhereError(place, outcome)
@@ -183,14 +194,59 @@ def check_same(what: str, value: Callable[[], object]) -> None:
         )
 
 
+def highest(value: int) -> int:
+    """Return the highest of all processes' values, once all are here, without looking whether one failed."""
+    import torch
+
+    found = torch.tensor(value)
+    with _answered():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
+def while_waiting(serve: Callable[[bool], None]) -> None:
+    """Call this before each exchange from now on, in all processes.
+
+    Args:
+        serve: Takes whether this process failed. Must return in all processes at the same time, and not exchange
+            anything.
+    """
+    _team.serve = serve
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Within this context the processes of one machine work one after another."""
+    turn, turns = int(os.environ["LOCAL_RANK"]), max(exchange(int(os.environ["LOCAL_WORLD_SIZE"])))
+    for _ in range(turn):
+        exchange(None)
+    yield
+    for _ in range(turns - turn):
+        exchange(None)
+
+
+def cuts_model() -> bool:
+    """Whether the processes are to hold one base model between them (accelerate launch --use_fsdp)."""
+    return count() > 1 and _is_on(CUTS_MODEL)
+
+
+def on_cpu() -> bool:
+    """Whether there is no GPU, or the launcher was told to leave it alone (accelerate launch --cpu)."""
+    import torch
+
+    return not torch.cuda.is_available() or _is_on("ACCELERATE_USE_CPU")
+
+
 def check_device(device: str) -> None:
     """Refuse one device for all processes.
 
     Raises:
-        UserError: There are several processes, and `--device` names one GPU.
+        UserError: There are several processes, and `--device` names one GPU, or GPUs where the launch is for the CPU.
     """
-    if count() > 1 and ":" in device:
-        raise UserError(f"--device {device}: {count()} processes would share it. Use auto, which is a GPU for each.")
+    if count() > 1 and (":" in device or (device == "cuda" and on_cpu())):
+        raise UserError(
+            f"--device {device}: {count()} processes would share it. Use auto: what the launch has for each."
+        )
 
 
 def dealt(items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[Any]]) -> list[Any]:
@@ -212,23 +268,21 @@ def dealt(items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Replace every gradient by its sum over the processes: one reduction of one flat tensor.
 
-    A parameter without gradient counts as 0; where no process has one, it stays without.
+    A parameter without gradient counts as 0; where no process has one, it stays without. The flat tensor is made before
+    the processes meet, so that one without memory for it can still say so.
     """
     if count() == 1:
         return
     import torch
-    from accelerate import PartialState
-    from accelerate.utils import reduce
 
+    total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     has_gradient = [any(flags) for flags in zip(*exchange([p.grad is not None for p in parameters]), strict=True)]
-    used = [parameter for parameter, has in zip(parameters, has_gradient, strict=True) if has]
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
-    if not parts:
-        return
     with _answered():
-        total = reduce(torch.cat([part.flatten() for part in parts]).to(PartialState().device), "sum")
-    for parameter, part in zip(used, total.split([p.numel() for p in used]), strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter)
+        torch.distributed.all_reduce(total)
+    for parameter, part, has in zip(
+        parameters, total.split([p.numel() for p in parameters]), has_gradient, strict=True
+    ):
+        parameter.grad = part.view_as(parameter) if has else None
 
 
 def comes_true(claim: Callable[[], bool], seconds: float = 60.0) -> bool:
@@ -241,44 +295,58 @@ def comes_true(claim: Callable[[], bool], seconds: float = 60.0) -> bool:
     return True
 
 
-def _refuse_sharding() -> None:
-    """Refuse a launch that would cut the model up."""
+def _is_on(variable: str) -> bool:
+    """Whether the launcher set a variable to true."""
+    return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
+def _check_launch() -> None:
+    """Refuse a launch that asks for a way of cutting the model up, or of FSDP, that is not supported."""
     for variable, name in REFUSED.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
+        if _is_on(variable):
             raise UserError(
-                f"accelerate launch with {name}: not supported; every process holds the whole base model and an "
-                "adapter. Launch with --multi_gpu (or torchrun) instead, and where the base is too large for one GPU, "
-                "use --quantization nf4 and --activation-checkpointing."
+                f"accelerate launch with {name}: not supported. To cut the base model up over the GPUs launch with "
+                "--use_fsdp; where one GPU holds it (--quantization nf4 makes it smaller), with --multi_gpu."
+            )
+    for variable, accepted in FSDP_SETTINGS.items():
+        value = os.environ.get(variable, accepted[0])
+        if _is_on(CUTS_MODEL) and value.lower() not in accepted:
+            raise UserError(
+                f"{variable} is {value}, and only {accepted[0]} is supported: the layers' weights are cut up over all "
+                "GPUs. For activation checkpointing use --activation-checkpointing."
             )
 
 
 def _join() -> None:
     """Meet the other processes of this launch."""
-    _refuse_sharding()
+    _check_launch()
     import torch
     from accelerate import PartialState
 
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or transformers expects weights from the first process
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not on_cpu and here > torch.cuda.device_count():
+    if not on_cpu() and here > torch.cuda.device_count():
         raise UserError(
             f"{here} processes on this machine share {torch.cuda.device_count()} GPUs; start one process a GPU."
         )
+    if "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but LOCAL_RANK is not set, by which the processes find each "
+            "other. Start them with accelerate launch or torchrun."
+        )
     try:
-        state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
+        # What is not a tensor on a GPU goes over gloo: it needs no memory there, and tells at once of a lost process.
+        options = {} if on_cpu() else {"backend": "cuda:nccl,cpu:gloo"}
+        state = PartialState(cpu=on_cpu(), timeout=TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"The processes of this launch cannot reach each other ({' '.join(str(error).split())[:300]}). Check the "
             "main process's address and port, and the number of processes and machines."
         ) from error
-    if state.num_processes != int(os.environ["WORLD_SIZE"]):
-        raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes did not find each other: LOCAL_RANK is "
-            "not set. Start them with accelerate launch or torchrun."
-        )
     _team.rank, _team.count = state.process_index, state.num_processes
     _team.places = exchange((socket.gethostname(), os.getpid()))
     _team.ends.clear()
+    _team.told.clear()
     _watch_for_sigterm()
 
 
@@ -290,7 +358,16 @@ def _leave() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     PartialState().destroy_process_group()
     PartialState._reset_state()
-    _team.rank, _team.count = 0, 1
+    _team.rank, _team.count, _team.serve = 0, 1, lambda failed: None
+
+
+def _gathered(value: object) -> list[Any]:
+    """The values of all processes, in their order, among them those that say that one failed."""
+    from accelerate.utils import gather_object
+
+    _team.serve(isinstance(value, _Failure))
+    with _answered():
+        return list(gather_object([value]))
 
 
 @contextlib.contextmanager
@@ -299,15 +376,15 @@ def _told_to_others() -> Iterator[None]:
     try:
         yield
     except LostProcessError as error:
-        _team.ends.set()
-        if _speaks_for_machine():
-            raise
-        raise SystemExit(2) from error
+        _end_alone(error)
     except (Exception, SystemExit) as error:
         if count() == 1:
             raise
         if not isinstance(error, EndedElsewhereError):
-            _announce(_as_failure(error))
+            _free_memory(error)
+            lost = _announce(_as_failure(error))
+            if lost and isinstance(error, RuntimeError):  # a collective operation within a pass through a cut-up model
+                _end_alone(lost)
         _wait_for_first()
         status = error.status if isinstance(error, EndedElsewhereError) else 2
         if isinstance(error, UserError) and (status != 2 or not is_first()):
@@ -330,12 +407,30 @@ def _as_failure(error: BaseException) -> _Failure:
     )
 
 
-def _announce(failure: _Failure) -> None:
-    """Take part in the exchange that the others are at, or come to."""
-    from accelerate.utils import gather_object
+def _end_alone(error: LostProcessError) -> NoReturn:
+    """End where another process is gone, and say so if this one speaks for its machine."""
+    if _team.told.is_set():  # so were the others, and `_end_at_sigterm` ends this one
+        threading.Event().wait()
+    _team.ends.set()
+    if _speaks_for_machine():
+        raise error
+    raise SystemExit(2) from error
 
-    with contextlib.suppress(LostProcessError), _answered():
-        gather_object([failure])
+
+def _free_memory(error: BaseException | None) -> None:
+    """Let go of what the functions held that an error ended: to end together takes memory too."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _announce(failure: _Failure) -> LostProcessError | None:
+    """Take part in the exchange that the others are at, or come to; return what is wrong if none can be had."""
+    try:
+        _gathered(failure)
+    except LostProcessError as error:
+        return error
+    return None
 
 
 def _wait_for_first() -> None:
@@ -360,7 +455,12 @@ def _answered() -> Iterator[None]:
 
 def _gone_here() -> str:
     """Name the processes of this machine that ended; nothing where all run."""
-    comes_true(lambda: len(_alive_here()) < len(_here()), seconds=3.0)
+    comes_true(lambda: bool(_gone_by_now()), seconds=3.0)
+    return _gone_by_now()
+
+
+def _gone_by_now() -> str:
+    """The same without waiting for it to be seen."""
     gone = sorted(set(_here()) - set(_alive_here()))
     return " and ".join(f"Process {place} (pid {_team.places[place][1]})" for place in gone)
 
@@ -406,10 +506,13 @@ def _end_at_sigterm(reading: int, stderr: Any) -> None:
     """Wait for a SIGTERM; a process that ends already gets some seconds to do so."""
     while os.read(reading, 1) != bytes([signal.SIGTERM]):
         pass
+    _team.told.set()
+    who, speaks = _gone_by_now(), _speaks_for_machine()  # while all that are told the same are there
     if _team.ends.wait(0.5):
         time.sleep(20)
-    elif _speaks_for_machine():
-        who = _gone_here()
+    elif not speaks:
+        time.sleep(2)
+    else:
         reason = f"{who} stopped, and the launcher stops the others" if who else "The processes were told to stop"
         print(f"error: {reason}. {GO_ON}", file=stderr, flush=True)
     os._exit(128 + signal.SIGTERM)

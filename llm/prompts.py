@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,34 @@ HUMAN_TURN = "\n\nHuman:"
 ASSISTANT_TURN = "\n\nAssistant:"
 POST_START = "\nPOST:"
 POST_END = "\nTL;DR:"
+TEXTS_AT_ONCE = 1000
+COUNTS = ("rows", "blank_answers", "skipped_prompts", "truncated_prompts", "diverging_dialogues")
 POST_HEADER = re.compile(rf"SUBREDDIT: r/.*\nTITLE: .*{POST_START}")
+
+
+class TextRow(NamedTuple):
+    """A row as text: its number, the prompt, and the reference if it has one."""
+
+    number: int
+    prompt: str | Messages
+    reference: str | None
+
+
+@dataclass
+class Texts:
+    """The rows of a run's data, before there is a tokenizer.
+
+    Attributes:
+        train: Of `--prompts`.
+        test: Of `--test-prompts`, if there are any.
+        test_rows: How many were read there, those without an answer among them.
+        counts: What was read, left out or found to diverge.
+    """
+
+    train: list[TextRow]
+    test: list[TextRow]
+    test_rows: int
+    counts: dict[str, int]
 
 
 @dataclass
@@ -49,19 +76,38 @@ class PromptSets:
         return text_fingerprint([(p.prompt_id, p.text, p.token_ids, p.reference) for p in prompts])
 
 
-def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, context_length: int) -> PromptSets:
-    """Read, tokenise and split the prompts.
+def read_texts(config: AlignConfig) -> Texts:
+    """Read the rows of a run's data, for which no model is needed.
+
+    Args:
+        config: The run's settings.
+
+    Raises:
+        UserError: A file, row or column is wrong.
+    """
+    counts = dict.fromkeys(COUNTS, 0)
+    train = list(_rows_as_text(config, config.prompts, counts))
+    read = counts["rows"]
+    test = list(_rows_as_text(config, config.test_prompts, counts)) if config.test_prompts else []
+    return Texts(train, test, counts["rows"] - read, counts)
+
+
+def load_prompts(
+    config: AlignConfig, tokenizer: PreTrainedTokenizerBase, context_length: int, texts: Texts | None = None
+) -> PromptSets:
+    """Tokenise and split the prompts.
 
     Args:
         config: The run's settings.
         tokenizer: The policy's tokenizer.
         context_length: Tokens that the model can hold; prompt and completion must fit together.
+        texts: What `read_texts` returned, if it was called before.
 
     Raises:
-        UserError: A file, row or column is wrong, a prompt is too long (unless skipped or truncated), or too few are
-            left.
+        UserError: As for `read_texts`, or a prompt is too long (unless skipped or truncated), or too few are left.
     """
-    counts = dict.fromkeys(("rows", "skipped_prompts", "truncated_prompts", "diverging_dialogues"), 0)
+    texts = texts or read_texts(config)
+    counts = dict(texts.counts)
     room = context_length - config.max_new_tokens
     if room < 1:
         raise UserError(
@@ -69,10 +115,10 @@ def load_prompts(config: AlignConfig, tokenizer: PreTrainedTokenizerBase, contex
             f"{context_length} tokens. Lower it."
         )
     room = min(room, config.max_prompt_tokens or room)
-    prompts = _shuffled(_read_prompts(config, config.prompts, "train", tokenizer, room, counts), config.seed)
+    prompts = _shuffled(_encoded(config, texts.train, "train", tokenizer, room, counts), config.seed)
     if config.test_prompts:
-        held_out = _shuffled(_read_prompts(config, config.test_prompts, "test", tokenizer, room, counts), config.seed)
-        test = _take(held_out, config.test_count, "--test-count", config.test_prompts)
+        held_out = _shuffled(_encoded(config, texts.test, "test", tokenizer, room, counts), config.seed)
+        test = _take(held_out, _test_count(config, texts, held_out), "--test-count", config.test_prompts)
     else:
         test = _take(prompts, config.test_count, "--test-count", config.prompts)
     validation = _take(prompts, config.validation_count, "--validation-count", config.prompts)
@@ -126,15 +172,14 @@ def cut_post(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str | 
     return text[: ends[kept - 1]] + POST_END if kept else None
 
 
-def _read_prompts(
-    config: AlignConfig, source: str, split: str, tokenizer: Any, room: int, counts: dict[str, int]
+def _encoded(
+    config: AlignConfig, rows: list[TextRow], split: str, tokenizer: Any, room: int, counts: dict[str, int]
 ) -> list[Prompt]:
-    """Read one source to prompts that fit the context."""
+    """The prompts of one source's rows that fit the context."""
     prompts = []
-    for number, text, reference in _rows_as_text(config, source, counts):
-        counts["rows"] += 1
+    source = config.test_prompts if split == "test" else config.prompts
+    for (number, text, reference), token_ids in _with_ids(rows, tokenizer, source):
         place = f"{source}, row {number}"
-        token_ids = encode_prompt(tokenizer, text, source=place)
         if len(token_ids) > room:
             _refuse_overflow(config, len(token_ids), room, place)
             if config.prompt_overflow == "skip":
@@ -144,6 +189,18 @@ def _read_prompts(
             text, token_ids = _cut_to_fit(config, tokenizer, text, token_ids, room, place)
         prompts.append(Prompt(f"{split}-{number}", text, token_ids, reference))
     return prompts
+
+
+def _with_ids(rows: list[TextRow], tokenizer: Any, source: str) -> Iterator[tuple[TextRow, tuple[int, ...]]]:
+    """Rows with the tokens of their prompts; texts go through the tokenizer many at a time, on all processors."""
+    for start in range(0, len(rows), TEXTS_AT_ONCE):
+        block = rows[start : start + TEXTS_AT_ONCE]
+        texts = [row.prompt for row in block if isinstance(row.prompt, str)]
+        of_texts = iter(_ids_of_texts(tokenizer, texts) if texts else [])
+        for row in block:
+            place = f"{source}, row {row.number}"
+            ids = next(of_texts) if isinstance(row.prompt, str) else _chat_ids(tokenizer, row.prompt, place)
+            yield row, _not_empty(ids, place)
 
 
 def _refuse_overflow(config: AlignConfig, length: int, room: int, place: str) -> None:
@@ -174,19 +231,33 @@ def _cut_to_fit(
     return shorter, encode_prompt(tokenizer, shorter, source=place)
 
 
-def _rows_as_text(
-    config: AlignConfig, source: str, counts: dict[str, int]
-) -> Iterator[tuple[int, str | Messages, str | None]]:
-    """Yield (row number, prompt, reference) in the configured format."""
+def _rows_as_text(config: AlignConfig, source: str, counts: dict[str, int]) -> Iterator[TextRow]:
+    """Yield the rows of a source, but those of dialogues without an answer, which are refused or counted."""
     for number, row in read_rows(source):
-        if config.format == "anthropic-hh":
-            yield number, *_dialogue_row(row, source, number, counts)
-        elif config.format == "rm-static":
-            yield number, *_static_row(row, source, number)
-        elif config.format == "tldr":
-            yield number, *_post_row(row, source, number)
-        else:
-            yield number, *_plain_row(row, config, source, number)
+        counts["rows"] += 1
+        prompt, reference = _row_as_text(config, row, source, number, counts)
+        if reference is None or reference.strip():
+            yield TextRow(number, prompt, reference)
+            continue
+        if config.prompt_overflow == "error":
+            raise UserError(
+                f"{source}, row {number}: the dialogue's last answer is blank, so it cannot be a reference. Mend or "
+                "remove the row, or leave such rows out by --prompt-overflow skip or truncate."
+            )
+        counts["blank_answers"] += 1
+
+
+def _row_as_text(
+    config: AlignConfig, row: Row, source: str, number: int, counts: dict[str, int]
+) -> tuple[str | Messages, str | None]:
+    """A row's prompt and reference, by the configured format."""
+    if config.format == "anthropic-hh":
+        return _dialogue_row(row, source, number, counts)
+    if config.format == "rm-static":
+        return _static_row(row, source, number)
+    if config.format == "tldr":
+        return _post_row(row, source, number)
+    return _plain_row(row, config, source, number)
 
 
 def _plain_row(row: Row, config: AlignConfig, source: str, number: int) -> tuple[str | Messages, str | None]:
@@ -288,8 +359,13 @@ def encode_prompt(tokenizer: Any, text: str | Messages, *, source: str) -> tuple
         UserError: The prompt has no tokens, or the tokenizer has no chat template or one that refuses the messages.
     """
     ids = _text_ids(tokenizer, text) if isinstance(text, str) else _chat_ids(tokenizer, text, source)
+    return _not_empty(ids, source)
+
+
+def _not_empty(ids: list[int], place: str) -> tuple[int, ...]:
+    """The tokens of a prompt, of which there must be some."""
     if not ids:
-        raise UserError(f"{source}: the prompt is empty: it has no tokens. Remove the row.")
+        raise UserError(f"{place}: the prompt is empty: it has no tokens. Remove the row.")
     return tuple(ids)
 
 
@@ -321,8 +397,18 @@ def encode_completion(tokenizer: Any, prompt: str | Messages, text: str) -> list
 
 
 def _text_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text, open at its end: some tokenizers close every text with the end-of-sequence token."""
-    ids = list(tokenizer(text)["input_ids"])
+    """The tokens of a text, open at its end."""
+    return _ids_of_texts(tokenizer, [text])[0]
+
+
+def _ids_of_texts(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The tokens of texts, each open at its end: some tokenizers close every text with the end-of-sequence token."""
+    found = tokenizer(texts, return_attention_mask=False)["input_ids"]
+    return [_opened(tokenizer, text, list(ids)) for text, ids in zip(texts, found, strict=True)]
+
+
+def _opened(tokenizer: Any, text: str, ids: list[int]) -> list[int]:
+    """A text's tokens without an end-of-sequence token that is not the text's own."""
     if not _ends(ids, tokenizer.eos_token_id):
         return ids
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -364,6 +450,13 @@ def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
     """Return the prompts in the order that the seed gives."""
     order = stream(seed, "split").permutation(len(prompts))
     return [prompts[i] for i in order]
+
+
+def _test_count(config: AlignConfig, texts: Texts, held_out: list[Prompt]) -> int:
+    """How many test prompts to take: all that are left, where `--test-count` asks for rows that were left out."""
+    if texts.test_rows < config.test_count:
+        return config.test_count
+    return min(config.test_count, max(1, len(held_out)))
 
 
 def _take(prompts: list[Prompt], count: int, option: str, source: str) -> list[Prompt]:

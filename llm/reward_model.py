@@ -8,6 +8,7 @@ is the probability that a completion is good (eq. 15).
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import random
@@ -30,12 +31,12 @@ from llm.rewards import (
     context_length,
     is_chat,
     load_classifier,
+    new_folder,
     quiet_transformers,
     reward_input,
     score,
 )
 from llm.statistics import proportion
-from llm.store import write_json
 from llm.tables import column, read_rows
 
 REPORT = "report.json"
@@ -114,10 +115,10 @@ def train_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     model.eval()
     report = {"settings": _recorded(config), "training_rows": len(training)}
     report |= held_out_report(_margins(model, held_out, config.batch))
-    with quiet_transformers():
-        model.save_pretrained(config.out)
-        tokenizer.save_pretrained(config.out)
-    write_json(Path(config.out) / REPORT, report)
+    with new_folder(Path(config.out)) as built, quiet_transformers():
+        model.save_pretrained(built)
+        tokenizer.save_pretrained(built)
+        (built / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return report
 
 

@@ -6,28 +6,16 @@ Sequence-classification models of this kind carry their recipe in config.json, u
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from llm.console import say
 from llm.errors import UserError
-from llm.models import first_line
-from llm.rewards import (
-    CONFIG_KEY,
-    Prompt,
-    checked_rewards,
-    context_length,
-    quiet_transformers,
-    scores_by_length,
-    source_fingerprint,
-)
+from llm.rewards import CONFIG_KEY, HeldReward, Prompt, context_length, read_model
 
 READS = ("before-first-eos", "first-eos")
 
@@ -38,8 +26,8 @@ class Recipe:
 
     Attributes:
         opening: What stands before the prompt.
-        joint: What stands between prompt and completion; where it is not empty, a prompt that ends in it already,
-            spaces aside, does not get it twice, and the completion's own leading spaces go.
+        closing: What a prompt ends in, and gets where it does not, spaces aside. The completion follows as it is, with
+            whatever spaces the prompt or it has there.
         read: `before-first-eos`: at the last token before the first end token; a text that is too long loses its end,
             and is read at its last token where no end token survives. `first-eos`: at the first end token; a text that
             is too long loses its beginning, so that the end token stays.
@@ -47,18 +35,17 @@ class Recipe:
     """
 
     opening: str
-    joint: str
+    closing: str
     read: str
     max_length: int
 
     def text(self, prompt: str, completion: str, end: str) -> str:
         """Return the text that the model scores, with the end token's text after it."""
-        if self.joint:
-            bare = prompt.rstrip(" ")
-            closing = self.joint.rstrip(" ")
-            prompt = bare.removesuffix(closing) if bare.endswith(closing) else prompt
-            completion = completion.lstrip(" ")
-        return self.opening + prompt + self.joint + completion + end
+        bare = prompt.rstrip(" ")
+        if self.closing and bare.endswith(self.closing.rstrip(" ")):
+            completion = prompt[len(bare) :] + completion
+            prompt = bare.removesuffix(self.closing.rstrip(" "))
+        return self.opening + prompt + self.closing + completion + end
 
     def read_ids(self, ids: list[int], end: int) -> tuple[list[int], bool]:
         """Cut a text where its score is read; what comes later cannot change a causal model's score.
@@ -95,57 +82,41 @@ def find_recipe(source: str) -> Recipe | None:
 
 def _checked_recipe(values: Any, source: str) -> Recipe:
     """The recipe of a config.json."""
-    kinds = {"opening": str, "joint": str, "read": str, "max_length": int}
+    kinds = {"opening": str, "closing": str, "read": str, "max_length": int}
     as_expected = isinstance(values, dict) and {name: type(value) for name, value in values.items()} == kinds
     if not as_expected or values["read"] not in READS:
         raise UserError(
-            f"{source}: {CONFIG_KEY} in its config.json is {values!r}; expected the texts opening and joint, read (one "
-            f"of {', '.join(READS)}) and the whole number max_length. Mend it, or convert the checkpoint again."
+            f"{source}: {CONFIG_KEY} in its config.json is {values!r}; expected the texts opening and closing, read "
+            f"(one of {', '.join(READS)}) and the whole number max_length. Mend it, or convert the checkpoint again."
         )
     if values["max_length"] < 2:
         raise UserError(f"{source}: max_length {values['max_length']} in its config.json must be 2 or more.")
     return Recipe(**values)
 
 
-class RecipeReward:
+class RecipeReward(HeldReward):
     """A sequence-classification model read by its recipe.
 
-    The model computes in its stored precision, on the CPU in float32 instead of a half precision; the score itself, a
-    product with the output layer's weights, is float32 always. Where the score is read is decided here on unpadded
-    tokens, not by the library's pooling. Published models of this kind were trained on cut texts, so a text that is
-    too long is cut as in their training instead of refused; the first time that happens is told, and all are counted.
+    The score itself, a product with the output layer's weights, is float32 whatever the model's precision. Where the
+    score is read is decided here on unpadded tokens, not by the library's pooling. Published models of this kind were
+    trained on cut texts, so a text that is too long is cut as in their training instead of refused; the first time
+    that happens is told, and all are counted.
 
     Attributes:
-        name: Directory or hub name.
         counts: `cut_texts`, too long, and `ended_prompts`, which hold the end token, at which reading ends.
     """
 
-    def __init__(self, path: str, recipe: Recipe, *, device: str, batch_size: int) -> None:
-        self.name = path
-        self.counts: Counter[str] = Counter()
+    def __init__(self, path: str, recipe: Recipe, *, device: str, batch_size: int, dtype: str = "auto") -> None:
+        model, tokenizer = _load(path, recipe, device=device, dtype=dtype)
+        super().__init__(path, model, tokenizer, device=device, batch_size=batch_size)
+        self.counts.update(cut_texts=0, ended_prompts=0)
         self._recipe = recipe
-        self._batch_size = batch_size
-        self._model, self._tokenizer = _load(path, recipe)
-        if torch.device(device).type == "cpu":
-            self._model.float()
-        self._model.to(device)
-
-    @torch.inference_mode()
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
-        """Return the rewards, (N,) float64.
-
-        Raises:
-            UserError: A prompt is a chat, a text has nothing before its end token, or a score is not finite.
-        """
-        rows = self.rows(prompts, completions)
-        scores = scores_by_length(rows, self._batch_size, self._scores)
-        return checked_rewards(scores, len(rows), self.name)
 
     def rows(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each prompt with its completion, up to the token at which the score is read.
 
         Raises:
-            UserError: As for a call.
+            UserError: A prompt is a chat, or a text has nothing before its end token.
         """
         pairs = enumerate(zip(prompts, completions, strict=True))
         texts = [self._text(prompt, completion, index) for index, (prompt, completion) in pairs]
@@ -157,10 +128,6 @@ class RecipeReward:
                 raise UserError(f"reward {self.name}, row {index}: nothing stands before the end token.")
         self._count("cut_texts", sum(was_cut for _, was_cut in read), self._cut_message())
         return [ids for ids, _ in read]
-
-    def fingerprint(self) -> str:
-        """Return the sha256 of the model's files, the recipe in config.json among them."""
-        return source_fingerprint(self.name, self._model)
 
     def _text(self, prompt: Prompt, completion: str, index: int) -> str:
         """The text of one row."""
@@ -175,11 +142,11 @@ class RecipeReward:
 
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:
         """The scores of some rows, (B,)."""
-        device = self._model.device
+        device = self.model.device
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         lengths = torch.tensor([[len(row)] for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths).long()
-        return last_token_scores(self._model, ids.to(device), mask.to(device))
+        return last_token_scores(self.model, ids.to(device), mask.to(device))
 
     def _cut_message(self) -> str:
         """What happens to a text that is too long."""
@@ -212,16 +179,9 @@ def last_token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch
     return read.float() @ model.score.weight[0].float()
 
 
-def _load(path: str, recipe: Recipe) -> tuple[Any, Any]:
-    """The model in its stored precision and its tokenizer, which must fit each other and the recipe."""
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype="auto", output_loading_info=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be loaded as a reward model ({first_line(error)}).") from error
+def _load(path: str, recipe: Recipe, *, device: str, dtype: str) -> tuple[Any, Any]:
+    """The model and its tokenizer, which must fit each other and the recipe."""
+    model, tokenizer, report = read_model(path, device=device, dtype=dtype)
     if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
         raise UserError(f"{path}: its weights do not fit its config.json ({', '.join(wrong[:5])}). Convert it again.")
     check_tokenizer(tokenizer, model.config, path)
@@ -230,7 +190,7 @@ def _load(path: str, recipe: Recipe) -> tuple[Any, Any]:
             f"{path}: max_length {recipe.max_length} in its config.json is more than the model's context of "
             f"{context_length(model, tokenizer)} tokens. Lower it."
         )
-    return model.eval().requires_grad_(False), tokenizer
+    return model, tokenizer
 
 
 def check_tokenizer(tokenizer: Any, config: Any, source: str) -> None:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import json
+import os
+import tempfile
 import traceback
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import jinja2
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
+from llm import processes, records
+from llm.config import AlignConfig
+from llm.console import memory_errors
 from llm.errors import UserError
-from llm.models import first_line, folder_fingerprint
+from llm.models import DTYPES, first_line, folder_fingerprint, resolve_device
 from llm.plugins import load_callable
 
 CONFIG_KEY = "brain_reward"
@@ -42,7 +55,7 @@ class Reward(Protocol):
         ...
 
 
-def load_reward(spec: str, *, device: str, batch_size: int) -> Reward:
+def load_reward(spec: str, *, device: str, batch_size: int, dtype: str = "auto") -> Reward:
     """Load a reward.
 
     Args:
@@ -50,8 +63,9 @@ def load_reward(spec: str, *, device: str, batch_size: int) -> Reward:
             a sequence-classification model with one output, read by its recipe where it carries one; or the hub name,
             with @REVISION where it matters, of one of the published checkpoints in `llm.convert_reward`, which is
             converted once.
-        device: where a model runs, such as `cpu` or `cuda:0`.
+        device: where a model computes, such as `cpu` or `cuda:0`; it lies there only within `on_device`.
         batch_size: completions in one forward pass of a model.
+        dtype: what a model computes in: see `precision`.
 
     Returns:
         the reward.
@@ -67,8 +81,75 @@ def load_reward(spec: str, *, device: str, batch_size: int) -> Reward:
     path = normal_form(spec)
     recipe = find_recipe(path)
     if recipe is not None:
-        return RecipeReward(path, recipe, device=device, batch_size=batch_size)
-    return ModelReward(path, device=device, batch_size=batch_size)
+        return RecipeReward(path, recipe, device=device, batch_size=batch_size, dtype=dtype)
+    return ModelReward(path, device=device, batch_size=batch_size, dtype=dtype)
+
+
+def configured_reward(config: AlignConfig) -> AnyReward:
+    """Return the reward that the settings name, minus that of a prompt's reference where they say so.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    device = resolve_device(config.device)
+    reward = load_reward(config.reward, device=device, batch_size=config.reward_rows, dtype=config.reward_dtype)
+    return ReferenceSubtracted(reward) if config.reward_baseline == "reference" else reward
+
+
+def precision(settings: PreTrainedConfig, asked: str, device: str) -> torch.dtype:
+    """Return what a reward model computes in.
+
+    Args:
+        settings: Its configuration, which says in what its weights are stored; float32 where it says nothing.
+        asked: `float32`, `bfloat16` or `float16`; or `auto`, which is as stored, on the CPU float32 at least.
+        device: Where it computes.
+    """
+    if asked != "auto":
+        return DTYPES[asked]
+    stored: torch.dtype = settings.dtype or torch.float32
+    return torch.promote_types(stored, torch.float32) if torch.device(device).type == "cpu" else stored
+
+
+def rewards_of(reward: AnyReward, pairs: Sequence[tuple[records.Prompt, str]]) -> np.ndarray:
+    """Return the rewards, (N,) float64, of N completions with their prompts.
+
+    Args:
+        reward: The reward; one that subtracts the reference's needs prompts with references.
+        pairs: Each prompt with a completion's text.
+
+    Raises:
+        UserError: The reward raised it.
+    """
+    if isinstance(reward, ReferenceSubtracted):
+        return reward.of(pairs)
+    return reward([prompt.text for prompt, _ in pairs], [text for _, text in pairs])
+
+
+def on_device(reward: AnyReward) -> AbstractContextManager[None]:
+    """Return a context within which the model of a reward, if it has one, lies on its device."""
+    held = _held(reward)
+    return held.on_device() if held else nullcontext()
+
+
+def models_of(reward: AnyReward) -> list[PreTrainedModel]:
+    """Return the model of a reward, if it has one."""
+    held = _held(reward)
+    return [held.model] if held else []
+
+
+def reward_counts(reward: AnyReward) -> dict[str, int]:
+    """Return what a reward counted in all processes since they began, for `summary.json`."""
+    held = _held(reward)
+    total: Counter[str] = Counter()
+    for counts in processes.exchange(held.counts if held else Counter()):
+        total.update(counts)
+    return {f"reward_{name}": number for name, number in total.items()}
+
+
+def _held(reward: AnyReward) -> HeldReward | None:
+    """The reward that is a model, None where it is a function."""
+    inner = reward.reward if isinstance(reward, ReferenceSubtracted) else reward
+    return inner if isinstance(inner, HeldReward) else None
 
 
 class FunctionReward:
@@ -100,39 +181,101 @@ class FunctionReward:
         return function_fingerprint(self.name, self._function)
 
 
-class ModelReward:
-    """A reward that is a sequence-classification model, in float32."""
+class HeldReward(ABC):
+    """What rewards that are models have in common.
 
-    def __init__(self, path: str, *, device: str, batch_size: int) -> None:
+    The model lies in this computer's memory, and a copy of it on the device only within `on_device`: a training pass
+    has the device to itself.
+
+    Attributes:
+        name: Directory or hub name.
+        model: A sequence-classification model with one output.
+        counts: How often something happened that a reader of the summary may ask for.
+    """
+
+    def __init__(self, path: str, model: Any, tokenizer: Any, *, device: str, batch_size: int) -> None:
         self.name = path
+        self.model = model.eval().requires_grad_(False)
+        self.counts: Counter[str] = Counter()
+        self._tokenizer = tokenizer
+        self._device = device
         self._batch_size = batch_size
-        self._model, self._tokenizer = load_classifier(path)
-        self._model.to(device).eval()
-        self._limit = context_length(self._model, self._tokenizer)
 
-    @torch.inference_mode()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
         """Return the rewards, (N,) float64.
 
         Raises:
-            UserError: A prompt with its completion is longer than the model's context, or the model's output is not
-                finite.
+            UserError: A text cannot be read (see `rows`), a score is not finite, or memory ran out.
         """
-        pairs = zip(prompts, completions, strict=True)
-        rows = [self._input(prompt, completion, index) for index, (prompt, completion) in enumerate(pairs)]
-        scores = scores_by_length(rows, self._batch_size, functools.partial(score, self._model))
+        rows = self.rows(prompts, completions)
+        with self.on_device(), self._memory_errors(), torch.inference_mode():
+            scores = scores_by_length(rows, self._batch_size, self._scores)
         return checked_rewards(scores, len(rows), self.name)
 
-    def _input(self, prompt: Prompt, completion: str, index: int) -> list[int]:
+    @abstractmethod
+    def rows(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each prompt with its completion, as the model is given them."""
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Within this context the model lies on its device; it may be entered again inside.
+
+        Raises:
+            UserError: The device has no room for it.
+        """
+        if self.model.device.type == torch.device(self._device).type:  # there already, or on the CPU for good
+            yield
+            return
+        with ExitStack() as stack:
+            with self._memory_errors():
+                stack.enter_context(_lent(self.model, self._device))
+            yield
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the model's files (of weights and settings from the hub) and of its precision."""
+        return hashlib.sha256(f"{source_fingerprint(self.name, self.model)} {self.model.dtype}".encode()).hexdigest()
+
+    @abstractmethod
+    def _scores(self, rows: list[list[int]]) -> torch.Tensor:
+        """The scores of some rows, (B,)."""
+
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        """What to do where memory runs out."""
+        remedy = f"Lower --reward-rows {self._batch_size}, or choose a narrower --reward-dtype."
+        return memory_errors(f"rewarding with {self.name}", remedy)
+
+
+class ModelReward(HeldReward):
+    """A reward that is a sequence-classification model, read as the library reads it.
+
+    A decoder's output layer computes in float32 whatever the model's precision.
+    """
+
+    def __init__(self, path: str, *, device: str, batch_size: int, dtype: str = "auto") -> None:
+        model, tokenizer = load_classifier(path, device=device, dtype=dtype)
+        super().__init__(path, model, tokenizer, device=device, batch_size=batch_size)
+        self._limit = context_length(model, tokenizer)
+        _score_in_float32(model)
+
+    def rows(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each prompt with its completion.
+
+        Raises:
+            UserError: They are longer than the model's context, or the tokenizer cannot read a chat.
+        """
+        pairs = zip(prompts, completions, strict=True)
+        return [self._row(prompt, completion, index) for index, (prompt, completion) in enumerate(pairs)]
+
+    def _row(self, prompt: Prompt, completion: str, index: int) -> list[int]:
         """The token ids of one completion with its prompt."""
         where = f"reward {self.name}, row {index}"
         ids = reward_input(self._tokenizer, prompt, completion, where=where)
         check_length(ids, self._limit, where=where)
         return ids
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of the model's files; of its weights and configuration if it came from the hub."""
-        return source_fingerprint(self.name, self._model)
+    def _scores(self, rows: list[list[int]]) -> torch.Tensor:
+        """The scores of some rows, (B,)."""
+        return score(self.model, rows)
 
 
 class ReferenceSubtracted:
@@ -140,33 +283,101 @@ class ReferenceSubtracted:
 
     The difference is the same for all completions of a prompt, so the self-normalised weights of Bradley-Terry
     goodness stay as they are; those of logistic goodness do not.
+
+    Attributes:
+        name: Says so.
+        reward: The reward itself.
     """
 
     def __init__(self, reward: Reward) -> None:
         self.name = f"{reward.name} minus the reference's"
-        self._reward = reward
+        self.reward = reward
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        """Return the differences, (N,) float64.
+    def of(self, pairs: Sequence[tuple[records.Prompt, str]]) -> np.ndarray:
+        """Return the differences, (N,) float64; exactly 0 for the very text of a reference.
 
         Args:
-            prompts: N prompts; each prompt's reference is rewarded once, however many completions it has.
-            completions: N completions.
-            references: The prompts' references, N texts.
+            pairs: N prompts with references, each with a completion's text. Each text of a prompt is rewarded once,
+                however often it occurs; its reference is one of them.
 
         Raises:
-            UserError: The reward raised it.
+            UserError: The reward raised it, or a prompt has no reference.
         """
-        pairs = list(zip(prompts, references, strict=True))
-        keys = [json.dumps(pair) for pair in pairs]  # chat messages cannot be keys themselves
-        distinct = dict(zip(keys, pairs, strict=True))
-        baselines = self._reward([p for p, _ in distinct.values()], [r for _, r in distinct.values()])
-        baseline_of = dict(zip(distinct, baselines, strict=True))
-        return self._reward(prompts, completions) - np.array([baseline_of[key] for key in keys])
+        keys = [(prompt.prompt_id, text) for prompt, text in pairs]
+        baselines = [(prompt.prompt_id, _reference_of(prompt)) for prompt, _ in pairs]
+        prompts = {prompt.prompt_id: prompt.text for prompt, _ in pairs}
+        distinct = list(dict.fromkeys([*baselines, *keys]))
+        values = self.reward([prompts[prompt_id] for prompt_id, _ in distinct], [text for _, text in distinct])
+        value_of = dict(zip(distinct, values, strict=True))
+        return np.array([value_of[key] - value_of[baseline] for key, baseline in zip(keys, baselines, strict=True)])
 
     def fingerprint(self) -> str:
         """Return a sha256 that changes with the reward and is not the reward's own."""
-        return hashlib.sha256(f"minus reference {self._reward.fingerprint()}".encode()).hexdigest()
+        return hashlib.sha256(f"minus reference {self.reward.fingerprint()}".encode()).hexdigest()
+
+
+def check_references(reward: AnyReward, prompts: Sequence[records.Prompt]) -> None:
+    """Check that prompts have the references whose reward is to be subtracted, if that is so.
+
+    Args:
+        reward: The reward.
+        prompts: The prompts.
+
+    Raises:
+        UserError: One has none.
+    """
+    if isinstance(reward, ReferenceSubtracted):
+        for prompt in prompts:
+            _reference_of(prompt)
+
+
+def _reference_of(prompt: records.Prompt) -> str:
+    """A prompt's reference, which it must have."""
+    if prompt.reference is None:
+        split, _, row = prompt.prompt_id.rpartition("-")
+        raise UserError(
+            f"{split} prompts, row {row}: has no reference, whose reward --reward-baseline reference subtracts. Give "
+            "every row one (--reference-column), or use --reward-baseline none."
+        )
+    return prompt.reference
+
+
+AnyReward = Reward | ReferenceSubtracted
+"""What a run may have as its reward."""
+
+
+@contextmanager
+def _lent(model: torch.nn.Module, device: str) -> Iterator[None]:
+    """Within this context a model computes with copies of its tensors on a device; the tensors stay where they are."""
+    homes: list[Any] = [home for module in model.modules() for home in (module._parameters, module._buffers)]
+    own = [dict(home) for home in homes]
+    copies: dict[int, torch.Tensor] = {}  # what is tied stays tied
+    try:
+        for home in homes:
+            home.update({name: _copied(tensor, device, copies) for name, tensor in home.items()})
+        yield
+    finally:
+        copies.clear()
+        for home, tensors in zip(homes, own, strict=True):
+            home.update(tensors)
+        if torch.device(device).type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _copied(tensor: Any, device: str, copies: dict[int, torch.Tensor]) -> Any:
+    """A tensor's one copy on a device, for the place of a parameter where it is one."""
+    if tensor is not None and id(tensor) not in copies:
+        moved = tensor.detach().to(device)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        copies[id(tensor)] = torch.nn.Parameter(moved, requires_grad=False) if is_parameter else moved
+    return None if tensor is None else copies[id(tensor)]
+
+
+def _score_in_float32(model: Any) -> None:
+    """Let a decoder's output layer, which has one output and is cheap, compute in float32."""
+    head = getattr(model, "score", None)
+    if isinstance(head, torch.nn.Linear):
+        head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def scores_by_length(
@@ -225,32 +436,28 @@ def _checked_reward(value: Any, row: int, name: str) -> float:
     return float(array)
 
 
-def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]:
-    """Load a model with one output per sequence, in float32, and its tokenizer.
+def load_classifier(
+    path: str, *, fresh_output: bool = False, device: str = "cpu", dtype: str = "float32"
+) -> tuple[Any, Any]:
+    """Load a model with one output per sequence and its tokenizer.
 
     Args:
         path: directory or hub name.
         fresh_output: whether a model without such an output, as a causal language model is, may get a new one,
             drawn from torch's global generator.
+        device: where it will compute.
+        dtype: what it computes in: see `precision`.
 
     Returns:
-        the model and the tokenizer, which agree on the padding token: the end token where there is no other.
+        the model, on the CPU, and the tokenizer, which agree on the padding token: the end token where there is no
+        other.
 
     Raises:
         UserError: It cannot be loaded, lacks a trained output, has several or a recipe, or no token can serve as
             padding.
     """
     options = {"num_labels": 1} if fresh_output else {}
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: cannot be loaded as a sequence-classification model with one output ({first_line(error)})."
-        ) from error
+    model, tokenizer, report = read_model(path, device=device, dtype=dtype, **options)
     if report["missing_keys"] and not fresh_output:
         raise UserError(
             f"{path}: is no trained reward model, for its weights lack {', '.join(sorted(report['missing_keys']))}. "
@@ -265,6 +472,74 @@ def load_classifier(path: str, *, fresh_output: bool = False) -> tuple[Any, Any]
         )
     _agree_on_padding(path, model, tokenizer)
     return model, tokenizer
+
+
+def read_model(path: str, *, device: str, dtype: str, **options: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Read a sequence-classification model in the precision that it will compute in, and its tokenizer.
+
+    Args:
+        path: Directory or hub name.
+        device: Where it will compute.
+        dtype: What it computes in: see `precision`.
+        options: Changes of its configuration.
+
+    Returns:
+        the model, on the CPU, the tokenizer, and what the library says of the weights: `missing_keys` and more.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            kind = precision(AutoConfig.from_pretrained(path), dtype, device)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=kind, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be loaded as a sequence-classification model with one output ({first_line(error)})."
+        ) from error
+    return model, tokenizer, report
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder for a model under a temporary name, beside its own, which it gets at this context's end.
+
+    Args:
+        out: Its name; nothing is there yet, or an empty folder.
+
+    Raises:
+        UserError: The disk is full or cannot be written; nothing is left of it.
+    """
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
+            built = Path(temporary) / "model"
+            built.mkdir()
+            yield built
+            _flush(built)
+            built.rename(out)
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into a clear error that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: could not be written ({first_line(error)}). Make room or choose another place; nothing is left "
+            "half-written."
+        ) from error
+
+
+def _flush(folder: Path) -> None:
+    """Have a folder's files on disk before it gets its name."""
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _agree_on_padding(path: str, model: Any, tokenizer: Any) -> None:

@@ -44,6 +44,22 @@ def read_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
 
 
+def require_split(source: str) -> None:
+    """Refuse held-out prompts of a data set whose split is not named: they would be the training split's.
+
+    Args:
+        source: As for `read_rows`.
+
+    Raises:
+        UserError: It is no file, and names no split.
+    """
+    if _reader(Path(source).name) is None and not Path(source).is_file() and not source.partition(":")[2]:
+        raise UserError(
+            f"--test-prompts {source}: names a data set and no split of it, and the rows of its train split are not "
+            f"held out. Name the split, such as {source}:test."
+        )
+
+
 def column(row: Row, name: str, *, source: str | Path, number: int) -> Any:
     """Return one column of a row.
 

@@ -72,14 +72,30 @@ def prepare(settings: WorldSettings | None = None) -> dict[str, str]:
         reward model's folder under "reward".
     """
     settings = settings or WorldSettings()
-    home = Path(os.environ.get("BRAIN_CACHE") or platformdirs.user_cache_dir("brain-align"))
-    folder = home / f"tiny-world-{_fingerprint(settings)}"
+    folder = _folder(settings)
     if folder.exists():
         print(f"small world: reusing {folder}", file=sys.stderr)
     else:
         print(f"small world: training a prior and a reward model, once, into {folder}", file=sys.stderr)
-        home.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         _build_whole(settings, folder)
+    return _options(folder)
+
+
+def prepared() -> dict[str, str] | None:
+    """Return what `prepare` would, of the embedded default's world, if that is in the cache."""
+    folder = _folder(WorldSettings())
+    return _options(folder) if folder.exists() else None
+
+
+def _folder(settings: WorldSettings) -> Path:
+    """Where a world is, or would be, in the cache."""
+    home = Path(os.environ.get("BRAIN_CACHE") or platformdirs.user_cache_dir("brain-align"))
+    return home / f"tiny-world-{_fingerprint(settings)}"
+
+
+def _options(folder: Path) -> dict[str, str]:
+    """A world's files as options for alignment."""
     return {
         "model": str(folder / "model"),
         "prompts": str(folder / "prompts.jsonl"),

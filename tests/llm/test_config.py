@@ -447,7 +447,8 @@ WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=10)
 def test_settings_are_read_back_as_they_were_written(data: st.DataObject, tmp_path_factory: Any) -> None:
     kinds = {str: WORDS, int: st.integers(-(2**40), 2**40), float: st.floats(allow_nan=False)}
     free = [f.name for f in dataclasses.fields(AlignConfig) if type(getattr(DEFAULTS, f.name)) in kinds]
-    choices = {"format", "prompt_overflow", "quantization", "dtype", "engine", "sft_mode", "method", "rso_loss"}
+    choices = {"format", "prompt_overflow", "quantization", "dtype", "engine", "sft_mode", "reward_dtype"}
+    choices |= {"reward_baseline", "method", "rso_loss"}
     drawn = {name: data.draw(kinds[type(getattr(DEFAULTS, name))]) for name in free if name not in choices}
     config = AlignConfig(
         **drawn,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from architectures import ARCHITECTURES, save_model
 from letter_world import letter_config, letter_tokenizer, moved
@@ -24,10 +24,13 @@ from llm.logprob import sequence_log_probs
 from llm.memory import PassCost, fitting_rows, made_up_pairs, pass_budget, pass_costs, peak_bytes, with_train_rows
 from llm.models import Policy, load_policy
 from llm.records import Prompt
+from llm.rewards import FunctionReward, HeldReward, ReferenceSubtracted
 from llm.rollout import sample_groups
 
 PROMPT, LENGTH, N = 24, 10, 8
 ENGINES = ("shared-prefix", "plain")
+FREE = FunctionReward("builtins:len")
+"""A reward without a model."""
 
 
 @pytest.fixture(params=[(engine, again) for engine in ENGINES for again in (False, True)], ids=str)
@@ -112,37 +115,49 @@ def test_the_budget_is_a_share_of_the_total_less_weights_gradient_and_optimiser(
 ) -> None:
     monkeypatch.setattr(memory, "CONTAINER_LIMITS", ("not there",))
 
-    class Judge:
-        def __init__(self, model: object) -> None:
-            self._model = model
-
     total = psutil.virtual_memory().total
     weights = sum(tensor.nbytes for tensor in (*policy.model.parameters(), *policy.model.buffers()))
     trained = sum(parameter.nbytes for parameter in policy.parameters())
-    assert pass_budget(policy, Judge(None)) == total * 0.5 - weights - 3 * trained
-    assert pass_budget(policy, Judge(torch.nn.Linear(1000, 10))) == pass_budget(policy, Judge(None)) - 4 * 10_010
+    assert pass_budget(policy, FREE) == total * 0.5 - weights - 3 * trained
+
+
+class Judge(HeldReward):
+    """A reward with a model."""
+
+    rows = _scores = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("subtracts", [False, True])
+def test_a_rewards_model_counts_where_it_lies_beside_the_policy(
+    policy: Policy, subtracts: bool, tmp_path: Path
+) -> None:
+    """As on the CPU; `meta` stands for the computer's memory beside a policy on a GPU."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForSequenceClassification(LlamaConfig(vocab_size=30, num_labels=1, **sizes))
+    bytes_of_model = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    judge = Judge("judge", model, None, device="cpu", batch_size=1)
+    reward = ReferenceSubtracted(judge) if subtracts else judge
+    assert pass_budget(policy, reward) == pass_budget(policy, FREE) - bytes_of_model
+    judge.model.to("meta")
+    assert pass_budget(policy, reward) == pass_budget(policy, FREE)
 
 
 def test_a_containers_limit_counts_where_it_is_lower(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pass_budget(policy, Free())
+    whole = pass_budget(policy, FREE)
     total = psutil.virtual_memory().total
     limits = tmp_path / "max", tmp_path / "not there"
     monkeypatch.setattr(memory, "CONTAINER_LIMITS", tuple(map(str, limits)))
     for text, expected in (("max\n", total), (f"{total // 4}\n", total // 4), (f"{total * 8}\n", total)):
         limits[0].write_text(text)
-        assert pass_budget(policy, Free()) == pytest.approx(whole - (total - expected) / 2)
+        assert pass_budget(policy, FREE) == pytest.approx(whole - (total - expected) / 2)
 
 
 def test_processes_of_one_run_share_the_computers_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pass_budget(policy, Free())
+    whole = pass_budget(policy, FREE)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert pass_budget(policy, Free()) < 0.6 * whole
-
-
-class Free:
-    """A reward without a model."""
+    assert pass_budget(policy, FREE) < 0.6 * whole
 
 
 def test_the_number_is_chosen_for_the_longest_prompt_and_told(
@@ -150,16 +165,16 @@ def test_the_number_is_chosen_for_the_longest_prompt_and_told(
 ) -> None:
     config = letter_config()
     prompts = [Prompt(str(length), "", (5,) * length, None) for length in (3, 20, 9)]
-    assert with_train_rows(replace(config, train_rows=5), policy, prompts, Free()).train_rows == 5
+    assert with_train_rows(replace(config, train_rows=5), policy, prompts, FREE).train_rows == 5
     assert capsys.readouterr().err == ""
-    assert with_train_rows(config, policy, prompts, Free()).train_rows == config.batch * config.n
+    assert with_train_rows(config, policy, prompts, FREE).train_rows == config.batch * config.n
     assert capsys.readouterr().err.startswith("Training in passes of 12 completions (an estimated 0.0 of ")
     costs = pass_costs(policy, 20, config.max_new_tokens, config.n)
     monkeypatch.setattr(memory, "pass_budget", lambda policy, reward: max(cost.of(8, 4) for cost in costs))
-    assert with_train_rows(config, policy, prompts, Free()).train_rows == 8
+    assert with_train_rows(config, policy, prompts, FREE).train_rows == 8
     assert "Warning" not in capsys.readouterr().err
     monkeypatch.setattr(memory, "pass_budget", lambda policy, reward: 10.0)
-    assert with_train_rows(config, policy, prompts, Free()).train_rows == 1
+    assert with_train_rows(config, policy, prompts, FREE).train_rows == 1
     assert "Warning: one completion may be too many" in capsys.readouterr().err
 
 

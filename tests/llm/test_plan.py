@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,18 +17,35 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from architectures import save_model
+from doc_tables import documented
 from letter_world import LETTERS, letter_config
-from llm import align, prefix_attention
+from llm import align, memory, prefix_attention
 from llm.align import run
 from llm.config import AlignConfig, parse_command
 from llm.console import entry_point
 from llm.convert_reward import ConvertConfig, convert
-from llm.decoding import SharedPrefixDecoder
 from llm.errors import UserError
-from llm.memory import made_up_pairs, peak_bytes
-from llm.models import load_policy
-from llm.plan import GPUS, base_bytes, log_probs, make_plan, model_settings, report_plan, sampling_bytes, skeleton
+from llm.logprob import score
+from llm.memory import Allocations, made_up_pairs, peak_bytes, with_train_rows
+from llm.models import Policy, load_policy
+from llm.plan import (
+    GPUS,
+    Lengths,
+    Plan,
+    Tokens,
+    _with_rows,
+    base_bytes,
+    log_probs,
+    make_plan,
+    model_settings,
+    report_plan,
+    sampling_bytes,
+    scoring_bytes,
+    skeleton,
+)
 from llm.records import Prompt
+from llm.rollout import sample_groups
+from llm.tiny import prepare
 from reward_artefacts import byte_tokenizer, write_base, write_checkpoint
 from sft_artefacts import save_gptj_sft, save_llama_base, save_qlora_adapter
 
@@ -145,21 +163,64 @@ def test_the_bases_weights_have_the_bytes_that_the_plan_says(kind: str, quantiza
     assert base_bytes(planned, config) == pytest.approx(held, rel=0.01)
 
 
+def block_peak(policy: Policy, config: AlignConfig, prompt_length: int, groups: int, n: int) -> tuple[int, int]:
+    """Bytes that sampling and scoring a block of a run need: completions that do not end."""
+    prompts = [Prompt(str(i), "", (5 + i,) * prompt_length, None) for i in range(groups)]
+    with torch.no_grad(), Allocations(policy.device) as sampling:
+        found = sample_groups(policy, prompts, n, draw=(0, "test", 0), max_new_tokens=config.max_new_tokens)
+    pairs = [(prompt, completion) for prompt, group in zip(prompts, found, strict=True) for completion in group]
+    assert {len(completion.token_ids) for _, completion in pairs} == {config.max_new_tokens}
+    with Allocations(policy.device) as scoring:
+        score(policy, pairs, config.sample_rows)
+    return sampling.peak, scoring.peak
+
+
+@pytest.mark.parametrize("engine", ["shared-prefix", "plain"])
 @pytest.mark.parametrize("architecture", ["llama", "gptj"])
-def test_sampling_keeps_the_keys_and_values_that_the_plan_says(architecture: str, tmp_path: Path) -> None:
-    config = letter_config(model=str(save_model(tmp_path, architecture)), dtype="bfloat16", sample_rows=8, n=4)
-    policy = load_policy(config)
-    cache = SharedPrefixDecoder(policy.base, [Prompt(str(i), "", (5,) * 9, None) for i in range(2)], 4, 6)._cache
-    held = sum(
-        state.nbytes for states in (cache._prompt_states, cache._own_states) for pair in states for state in pair
+def test_sampling_and_scoring_need_the_memory_that_the_plan_says(
+    architecture: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rollouts, and in evaluations, where each of as many completions has a prompt of its own."""
+    products = (prefix_attention._products, prefix_attention._products_backward)
+    monkeypatch.setattr(prefix_attention, "_kernel", lambda states: products)  # as on a GPU
+    config = letter_config(model=str(save_model(tmp_path, architecture)), engine=engine, dtype="bfloat16")
+    config = replace(config, sample_rows=16, n=8, max_new_tokens=9)
+    planned, _ = skeleton(config, model_settings(config.model, "--model")[0])
+    real = replace(load_policy(config), end_ids=())
+    rollout = block_peak(real, config, 40, 2, 8)
+    for held_out in (1, 16):
+        config = replace(config, validation_count=1, test_count=held_out)
+        sampling, scoring = map(max, zip(rollout, block_peak(real, config, 40, held_out, 1), strict=True))
+        assert sampling_bytes(planned, config, 40) == pytest.approx(sampling, rel=0.05)
+        assert scoring_bytes(planned, config, 40) == pytest.approx(scoring, rel=0.15)
+
+
+@pytest.mark.parametrize(("architecture", "engine"), [("llama", "shared-prefix"), ("gptj", "plain")])
+def test_the_plan_chooses_the_training_passes_that_a_run_chooses(
+    architecture: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On devices of several sizes: parts of a group, one group, several groups."""
+    products = (prefix_attention._products, prefix_attention._products_backward)
+    monkeypatch.setattr(prefix_attention, "_kernel", lambda states: products)
+    config = letter_config(
+        model=str(save_model(tmp_path, architecture)), engine=engine, n=8, batch=6, max_new_tokens=12
     )
-    logits = 12 * 8 * policy.base.config.vocab_size
-    assert sampling_bytes(policy, config, 9) == held + logits
+    config = replace(config, train_rows=0)
+    planned, _ = skeleton(config, model_settings(config.model, "--model")[0])
+    real, prompt = load_policy(config), Prompt("p", "", (5,) * 24, None)
+    chosen = []
+    for mib in (0.5, 2, 16):
+        monkeypatch.setattr(memory, "pass_budget", lambda *_, mib=mib: mib * 2**20)
+        asked = with_train_rows(config, real, [prompt], None).train_rows
+        mine = _with_rows(config, planned, Lengths(24, 24, 24, ""), mib * 2**20).train_rows
+        assert mine == asked
+        chosen.append(mine)
+    assert chosen[0] < 8 < chosen[-1]
 
 
-def planned(*options: str) -> Any:
-    config = parse_command([*options, "--dry-run"]).settings
-    return make_plan(config, GPU)
+def planned(*options: str) -> Plan:
+    command = parse_command([*options, "--dry-run"])
+    return make_plan(command.settings, GPUS[command.gpu])
 
 
 @pytest.mark.parametrize(
@@ -178,16 +239,27 @@ def test_the_published_models_have_the_published_sizes(name: str, parameters: in
 
 
 @pytest.mark.slow
-def test_the_papers_runs_fit_a_card_of_80_gib() -> None:
-    dialogue, summary = planned("--preset", "hh-llama7b"), planned("--preset", "tldr-gptj")
-    assert dialogue.memory["prior"] == dialogue.memory["policy"] == 4 * 159_907_840
-    assert summary.memory["reward"] == pytest.approx(11.69e9, rel=0.01)  # float16
-    assert dialogue.memory["reward"] == pytest.approx(23.38e9, rel=0.01)  # float32
-    for plan in (dialogue, summary):
-        assert plan.peak() < 80 * 2**30 * 0.85
-        assert any("its files were not looked at" in note for note in plan.notes)
-    assert dialogue.flops.training / dialogue.flops.prior == pytest.approx(3, rel=0.15)  # recomputed: forward twice
-    assert dialogue.flops.prior == pytest.approx(2 * 6.74e9, rel=0.1)
+@pytest.mark.parametrize("row", documented("full_runs.md", "whole run"), ids=lambda row: " ".join(row[:2]))
+def test_the_guides_figures_are_the_plans(row: list[str]) -> None:
+    options, card, *figures = row
+    plan = planned(*options.split(), "--gpu", card)
+    gpu = GPUS[card]
+    hours = [plan.seconds(tokens, gpu) / 3600 for tokens in (plan.update, plan.total, Tokens(reward=plan.total.reward))]
+    assert figures == [f"{plan.peak() / 2**30:.1f} GiB", *(f"{value:.1f} h" for value in hours)]
+    assert plan.peak() <= gpu.gib * 2**30 * 0.85
+    disk = [f"{size / 2**30:.1f} GiB" for size in (plan.disk.hub, plan.disk.converted, plan.disk.run)]
+    assert [options.split()[1], *disk] in documented("full_runs.md", "run folder")
+    assert plan.memory["reward"] == pytest.approx(11.69e9, rel=0.01)  # float16
+    if card == "a100-80":
+        base, forward, training = figures_of_scaling(plan)
+        assert [base, forward, training] in [row[1:] for row in documented("scaling.md", "forward, a token")]
+
+
+def figures_of_scaling(plan: Plan) -> list[str]:
+    """A plan's parameters and FLOPs as the document of scaling writes them."""
+    forward, training = plan.flops.prior, plan.flops.training
+    times = f"{training / 1e9:.1f} GFLOP, {training / forward:.1f} times forward"
+    return [f"{plan.parameters / 1e9:.2f} billion", f"{forward / 1e9:.1f} GFLOP", times]
 
 
 def test_a_dry_run_prints_settings_and_plan_and_loads_nothing(
@@ -249,3 +321,48 @@ def test_adapters_of_every_mode_and_a_converted_reward_are_reckoned_in_their_pre
     assert copy.memory["optimiser"] == 3 * copy.memory["policy"]
     positions = 2 * 1024 * 4 * 4  # of each layer, kept in float32
     assert copy.memory["reward"] == 2 * copy.reward.parameters + positions  # float16
+
+
+def test_a_run_and_its_plan_refuse_a_models_name_with_a_revision_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rewards that are converted by their hub name take one."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = "huggyllama/llama-7b@main"
+    config = letter_config(model=name, reward="letters:f")
+    with pytest.raises(UserError, match=f"--model {name}: AutoConfig cannot load it"):
+        make_plan(config, GPU)
+    with pytest.raises(UserError, match=f"--model {name}: AutoModelForCausalLM cannot load it"):
+        load_policy(config)
+    settings, note = model_settings("Dahoas/gptj-rm-static@676bfd4d", "--reward")
+    assert (settings.model_type, "its files were not looked at" in note) == ("gptj", True)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--model", "Dahoas/gptj-rm-static"), ("--reward", "huggyllama/llama-7b")]
+)
+def test_a_published_model_is_planned_in_its_own_place_only(
+    option: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=f"{option} {name}: AutoConfig cannot load it"):
+        model_settings(name, option)
+
+
+def test_the_embedded_default_is_planned_once_it_is_prepared(
+    endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BRAIN_CACHE", str(tmp_path))
+    assert entry_point(align.main, ["--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "would prepare first" in said.err
+    assert "No plan: --model, --prompts, --reward would be prepared first" in said.out
+    world = prepare._folder(prepare.WorldSettings())
+    assert not world.exists()
+    for name, source in (("model", "model"), ("reward_model", "reward")):
+        shutil.copytree(endless / source, world / name)
+    rows = [{"prompt": "ab", "reference": "c"} for _ in range(500)]
+    (world / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert entry_point(align.main, ["--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "would prepare" not in said.err
+    assert f"model: {world / 'model'}" in said.out
+    assert "2 tokens on average" in said.out

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import tyro
 
+from doc_tables import DOCS, documented
 from llm.config import PRESETS, AlignConfig, parse_command
-from llm.convert_reward import PUBLISHED
+from llm.convert_reward import PUBLISHED, ConvertConfig
+
+GUIDE = DOCS / "full_runs.md"
 
 BOTH = {
     "n": 32,  # section 8, Training details: n = 32 samples per input prompt, grouped together
@@ -71,7 +76,7 @@ def test_the_reward_model_reads_whatever_prompt_and_completion_fit(name: str) ->
 
 
 def test_dialogues_stop_where_the_human_would_speak_and_summaries_do_not() -> None:
-    assert preset("hh-llama7b").stop == ("### Human:", "\nHuman:")
+    assert preset("hh-llama7b").stop == ("### Human:", "\nHuman:", "\nAssistant:")
     assert preset("tldr-gptj").stop == ()
 
 
@@ -88,19 +93,113 @@ def test_the_summariser_may_be_quantised_too() -> None:
     assert (config.quantization, config.lora_r) == ("nf4", 8)
 
 
+def blocks(name: str) -> list[tuple[list[str], list[str]]]:
+    """A preset's comments, line by line, each with the settings that follow it."""
+    found: list[tuple[list[str], list[str]]] = []
+    comes_after_setting = True
+    for line in (PRESETS / f"{name}.yaml").read_text().splitlines():
+        if line.startswith("#"):
+            if comes_after_setting:
+                found.append(([], []))
+            found[-1][0].append(line.removeprefix("# "))
+        elif line:
+            found[-1][1].append(line.partition(":")[0])
+        comes_after_setting = not line.startswith("#")
+    return found
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_preset_says_what_it_needs_and_that_it_was_not_run_at_full_size(name: str) -> None:
-    header = (PRESETS / f"{name}.yaml").read_text().split("\n\n")[0]
+    header, settings = blocks(name)[0]
+    assert settings == []
     for expected in ("Run on: not run at full size", "Memory and time: computed", f"--preset {name} --out RUN"):
-        assert expected in header
+        assert expected in "\n".join(header)
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_what_the_paper_leaves_open_is_written_down_with_a_reason(name: str) -> None:
-    text = (PRESETS / f"{name}.yaml").read_text()
-    given = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-    opened = {"m", "e", "k", "batch", "warmup_steps", "max_grad_norm", "lora_targets", "max_prompt_tokens"}
-    opened |= {"max_new_tokens", "sampling_temperature", "stop", "goodness", "prompt_overflow", "validation_count"}
-    assert opened <= given
-    assert text.count("Left open") >= 3
-    assert "no dropout" in text
+def test_a_presets_header_has_the_figures_of_the_guides_table(name: str) -> None:
+    """Which the plan's own test compares with the plan."""
+    header = " ".join(blocks(name)[0][0])
+    rows = [row for row in documented(GUIDE.name, "memory at the peak") if row[0] == f"--preset {name}"]
+    assert rows
+    for _, card, memory, _, hours, _ in rows:
+        assert f"computed, not measured: {memory} at the peak" in header
+        assert re.search(rf"{hours.removesuffix(' h')} (hours )?on an {card.partition('-')[0].upper()}", header)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_lines_of_comments_are_full(name: str) -> None:
+    """No word stands alone on a line, but at an end."""
+    for lines, _ in blocks(name):
+        for line, following in pairwise(lines):
+            assert len(line) <= 118
+            assert len(line.split()) > 2 or not following[0].islower()
+
+
+REASONS = {
+    "m": "twice in the first phase",
+    "e": "evaluations to choose from",
+    "k": "distance between evaluations",
+    "batch": "batches of 8 groups",
+    "warmup_steps": "warm-up",
+    "max_grad_norm": "gradient",
+    "max_prompt_tokens": "trained",
+    "max_new_tokens": "trained",
+    "sampling_temperature": "must cover the policy",
+    "stop": "The SFT model ends",
+}
+OF_ONE = {
+    "hh-llama7b": {"prompt_overflow": "the end counts"},
+    "tldr-gptj": {"prompt_overflow": "posts are cut", "lora_targets": "what peft takes"},
+}
+"""What the paper leaves open, with words of the reason."""
+OTHER = {
+    "validation_count": "to within 3 points",
+    "goodness": "Bradley-Terry loss",
+    "reward_rows": "GiB for a text",
+    "sample_rows": "a row",
+    "train_rows": "as fit",
+}
+"""What else was chosen."""
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_the_paper_leaves_open_is_said_to_be_and_has_its_reason(name: str) -> None:
+    comment_of = {setting: " ".join(lines) for lines, settings in blocks(name) for setting in settings}
+    for setting, reason in (REASONS | OF_ONE[name]).items():
+        assert comment_of[setting].startswith("Left open by the paper"), setting
+        assert reason in comment_of[setting]
+    for setting, reason in OTHER.items():
+        assert reason in comment_of[setting], setting
+    for setting in (BOTH | PAPER[name]).keys() & comment_of.keys():
+        assert "Left open" not in comment_of[setting], setting
+    assert "no dropout" in comment_of["max_grad_norm"]
+
+
+def guide_commands() -> list[str]:
+    """The lines of the guide that are commands."""
+    return [line.strip() for line in GUIDE.read_text().splitlines() if line.startswith("    python -m ")]
+
+
+def test_every_command_of_the_guide_parses() -> None:
+    commands = guide_commands()
+    assert len(commands) >= 10
+    for command in commands:
+        words = command.split()[2:]
+        if words[0] == "llm.align":
+            parse_command(words[1:])
+        else:
+            assert words[0] == "llm.convert_reward"
+            tyro.cli(ConvertConfig, args=words[1:])
+    (trial,) = re.findall(r"the preset with `(.*?)`", GUIDE.read_text())
+    for name in PAPER:
+        parse_command(["--preset", name, *trial.split()])
+
+
+def test_the_guide_plans_what_its_table_shows() -> None:
+    planned = [command for command in guide_commands() if "--dry-run" in command]
+    rows = [
+        f"python -m llm.align {options} --dry-run --gpu {card}"
+        for options, card, *_ in documented(GUIDE.name, "whole run")
+    ]
+    assert rows == planned

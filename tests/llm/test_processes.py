@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 
 from child_runs import (
+    FailAt,
     InDouble,
     KillAt,
     OnlyIn,
+    RunOutOfMemory,
+    StopAll,
     come_apart,
     crash,
     elsewhere,
@@ -25,14 +27,19 @@ from child_runs import (
     run_apart,
     run_together,
     see_nothing,
+    work_together,
 )
 from letter_world import letter_config
 from llm import processes
 from llm.config import AlignConfig, dump_config
 from llm.errors import UserError
+from llm.models import resolve_device
 from llm.store import ShardFolder, read_events
 
 REPOSITORY = Path(__file__).parents[2]
+FSDP = {processes.CUTS_MODEL: "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+"""What accelerate launch --use_fsdp sets, among others."""
+LAUNCHES = {"whole": {}, "cut up": FSDP}
 
 
 def settings(out: Path, **changes: object) -> AlignConfig:
@@ -48,11 +55,11 @@ def alone(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def together(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run of two processes."""
+@pytest.fixture(scope="module", params=LAUNCHES)
+def together(request: pytest.FixtureRequest, letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run of two processes, each with the whole base or with half of it."""
     folder = tmp_path_factory.mktemp("together") / "run"
-    statuses, said = run_together(settings(folder), letters, sabotage=InDouble())
+    statuses, said = run_together(settings(folder), letters, sabotage=InDouble(), launch=LAUNCHES[request.param])
     assert statuses == [0, 0], said
     assert said[1] == ""
     return folder
@@ -107,12 +114,11 @@ def test_in_single_precision_the_first_phase_has_the_same_completions(letters: P
     assert tokens(tmp_path / "two") == tokens(tmp_path / "one")
 
 
-def test_processes_that_did_not_find_each_other_do_not_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What accelerate makes of a launch on GPUs that does not set LOCAL_RANK: each process is alone."""
+def test_a_launch_in_which_processes_would_not_find_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without LOCAL_RANK accelerate takes each process on a GPU for the only one."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(process_index=0, num_processes=1))
-    with pytest.raises(UserError, match="WORLD_SIZE is 2"):
-        processes._join()
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but LOCAL_RANK is not set"), processes.joined():
+        pass
     assert processes.count() == 1
 
 
@@ -122,12 +128,12 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("moment", KILLS)
+@pytest.mark.parametrize(("moment", "launch"), [*((moment, "whole") for moment in KILLS), ("training", "cut up")])
 def test_a_killed_process_ends_the_others_and_one_process_goes_on(
-    moment: str, alone: Path, letters: Path, tmp_path: Path
+    moment: str, launch: str, alone: Path, letters: Path, tmp_path: Path
 ) -> None:
     config = settings(tmp_path / "run")
-    statuses, said = run_together(config, letters, sabotage=InDouble(KILLS[moment]))
+    statuses, said = run_together(config, letters, sabotage=InDouble(KILLS[moment]), launch=LAUNCHES[launch])
     assert statuses == [2, -signal.SIGKILL]
     (error,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
     assert re.match(r"error: Process 1 \(pid \d+\) stopped. The run ends here; go on with --resume", error)
@@ -165,6 +171,38 @@ def test_a_crash_in_one_process_ends_the_other_and_shows_its_traceback(letters: 
     assert "ZeroDivisionError" in said[1]
 
 
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_memory_that_runs_out_in_one_process_within_a_pass_through_a_cut_up_base_ends_all(
+    when: str, letters: Path, tmp_path: Path
+) -> None:
+    """The others wait for layers of this process; it hands out the rest of them before it says why it ends."""
+    config = settings(tmp_path / "run", e=1)
+    statuses, said = run_together(config, letters, sabotage=OnlyIn(1, RunOutOfMemory(when)), launch=FSDP)
+    assert statuses == [2, 2]
+    (error,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
+    assert "Out of memory while training" in error
+    assert "Lower --train-rows 4" in error
+    assert "(Process 1 says so.)" in error
+
+
+def test_where_the_base_is_cut_up_an_error_ends_the_others_at_their_next_pass(letters: Path, tmp_path: Path) -> None:
+    """The first process would have gone on to block 4; it ends within block 2, while the other fails at block 3."""
+    sabotage = OnlyIn(1, FailAt("llm.groups", "sample_groups", 2))
+    statuses, said = run_together(settings(tmp_path / "run", e=1), letters, sabotage=sabotage, launch=FSDP)
+    assert statuses == [2, 2]
+    assert said[0].count("error: Out of memory") == 1
+    assert said[1] == ""
+    blocks = sorted(path.stem for path in (tmp_path / "run" / "rollouts" / "phase-0000").glob("*.parquet"))
+    assert blocks == ["block-00000", "block-00001"]
+
+
+def test_processes_that_were_all_told_to_stop_say_so(tmp_path: Path) -> None:
+    statuses, said = work_together(StopAll(), tmp_path, count=3)
+    assert statuses == [128 + signal.SIGTERM] * 3
+    assert said[0].startswith("error: The processes were told to stop. The run ends here")
+    assert said[1:] == ["", ""]
+
+
 def test_processes_whose_adapters_came_apart_are_found_out(letters: Path, tmp_path: Path) -> None:
     statuses, said = run_together(settings(tmp_path / "run", e=1), letters, sabotage=OnlyIn(1, come_apart))
     assert statuses == [2, 2]
@@ -184,15 +222,41 @@ def test_several_processes_do_not_share_a_gpu(letters: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("variable", processes.REFUSED)
-def test_sharding_the_model_is_refused(
+def test_other_ways_of_cutting_the_model_up_are_refused(
     variable: str, in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm.align import run
 
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(UserError, match=f"{processes.REFUSED[variable]}: not supported.*quantization nf4"):
+    with pytest.raises(UserError, match=f"{processes.REFUSED[variable]}: not supported.*--use_fsdp"):
         run(settings(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("variable", processes.FSDP_SETTINGS)
+def test_settings_of_fsdp_that_a_run_does_not_heed_are_refused(
+    variable: str, in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm.align import run
+
+    monkeypatch.setenv(processes.CUTS_MODEL, "true")
+    monkeypatch.setenv(variable, "HYBRID_SHARD")
+    with pytest.raises(UserError, match=f"{variable} is HYBRID_SHARD"):
+        run(settings(tmp_path / "run"))
+
+
+def test_a_quantised_base_is_not_cut_up(letters: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", quantization="nf4")
+    statuses, said = run_together(config, letters, launch=FSDP)
+    assert statuses == [2, 2]
+    assert "error: --quantization nf4 with FSDP: not supported" in said[0]
+
+
+def test_a_launch_for_the_cpu_computes_there_whatever_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert resolve_device("auto") == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert resolve_device("auto") == "cpu"
 
 
 def test_one_process_deals_everything_to_itself_in_order() -> None:
@@ -203,16 +267,15 @@ def test_one_process_deals_everything_to_itself_in_order() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", ["torchrun", "--multi_gpu", "--use_fsdp"])
 def test_the_launchers_start_a_run(launcher: str, letters: Path, tmp_path: Path) -> None:
     """As a user starts it; the same adapter as one process's, to single precision."""
     config = settings(tmp_path / "one", k=1)
     assert run_apart(config, letters) == 0
     start = {
         "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--standalone"],
-        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"],
-    }[launcher]
-    if launcher == "accelerate":
+    }.get(launcher, ["accelerate.commands.launch", launcher, "--num_processes=2", "--main_process_port=0"])
+    if launcher != "torchrun":
         start += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     (tmp_path / "settings.yaml").write_text(dump_config(elsewhere(config, tmp_path / "two")))
     done = subprocess.run(

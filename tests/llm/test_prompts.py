@@ -8,6 +8,7 @@ import os
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from letter_world import letter_tokenizer
-from llm.config import AlignConfig
+from llm import prompts
+from llm.align import run
+from llm.config import AlignConfig, validate
 from llm.errors import UserError
-from llm.prompts import PromptSets, _truncated, cut_post, encode_prompt, load_prompts, split_dialogue, with_references
+from llm.prompts import (
+    PromptSets,
+    _truncated,
+    cut_post,
+    encode_prompt,
+    load_prompts,
+    read_texts,
+    split_dialogue,
+    with_references,
+)
 from llm.records import Prompt
 
 REAL = Path(os.environ.get("BRAIN_REAL_DATA", Path(__file__).parents[3] / "shared")) / "data"
@@ -58,8 +70,9 @@ class WordTokenizer:
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [self.known.setdefault(w, 1 + len(self.known)) for w in re.findall(r"\s*\S+", text)]}
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        words = [re.findall(r"\s*\S+", text) for text in texts]
+        return {"input_ids": [[self.known.setdefault(w, 1 + len(self.known)) for w in row] for row in words]}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -106,6 +119,7 @@ def test_splits_have_the_sizes_asked_for_and_are_disjoint(words: str) -> None:
     assert len({p.prompt_id for p in everything(sets)}) == 20
     assert sets.counts == {
         "rows": 20,
+        "blank_answers": 0,
         "skipped_prompts": 0,
         "truncated_prompts": 0,
         "diverging_dialogues": 0,
@@ -134,6 +148,19 @@ def test_held_out_prompts_of_their_own_leave_the_others_for_training(words: str,
     assert {p.prompt_id.split("-")[0] for p in sets.test} == {"test"}
     assert (len(sets.train), len(sets.validation), len(sets.test)) == (17, 3, 4)
     assert sets.counts["rows"] == 30
+
+
+def test_all_test_rows_may_be_asked_for_though_some_are_left_out(tmp_path: Path) -> None:
+    """Of a data set of their own, whose size is known and whose blank or long rows are not."""
+    rows = [{"prompt": STATIC_HEAD, "chosen": " d" if i % 3 else " "} for i in range(9)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    options = {"format": "rm-static", "tokenizer": WordTokenizer(), "prompt_overflow": "skip", "test_prompts": path}
+    options |= {"validation_count": 1, "m": 2}
+    assert [len(load(path, test_count=count, **options).test) for count in (3, 6, 7, 9)] == [3, 6, 6, 6]
+    with pytest.raises(UserError, match="--test-count asks for 10 prompts and only 6 are left"):
+        load(path, test_count=10, **options)
+    with pytest.raises(UserError, match="only 0 are left"):
+        load(path, test_count=9, context=5, **options)
 
 
 def test_held_out_prompts_that_are_training_prompts_too_are_counted(tmp_path: Path) -> None:
@@ -403,6 +430,73 @@ def test_a_row_that_is_no_post_is_refused(prompt: Any, tmp_path: Path) -> None:
         load(write_rows(tmp_path / "posts.jsonl", rows), format="tldr", tokenizer=WordTokenizer())
 
 
+@pytest.mark.parametrize("answer", [" ", " \n\n "])
+@pytest.mark.parametrize("format", ["rm-static", "anthropic-hh"])
+def test_a_dialogue_with_a_blank_answer_is_refused_or_left_out_and_counted(
+    format: str, answer: str, tmp_path: Path
+) -> None:
+    fine = {"prompt": STATIC_HEAD, "chosen": " d", "rejected": STATIC_HEAD}
+    blank = {"prompt": STATIC_HEAD, "chosen": answer, "rejected": STATIC_HEAD}
+    if format == "anthropic-hh":
+        fine, blank = (row | {"chosen": STATIC_HEAD + row["chosen"]} for row in (fine, blank))
+    path = write_rows(tmp_path / "rows.jsonl", [fine] * 9 + [blank] + [fine])
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 10: the dialogue's last answer is blank.* skip or truncate"):
+        load(path, format=format, tokenizer=WordTokenizer())
+    for overflow in ("skip", "truncate"):
+        sets = load(path, format=format, tokenizer=WordTokenizer(), prompt_overflow=overflow)
+        assert "train-10" not in {prompt.prompt_id for prompt in everything(sets)}
+        assert (sets.counts["rows"], sets.counts["blank_answers"], sets.counts["skipped_prompts"]) == (11, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "a-folder"])
+def test_held_out_prompts_of_a_data_set_need_the_name_of_a_split(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, they would be the rows of the training split."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-folder").mkdir()
+    config = settings(words, batch=2, test_prompts=name)
+    with pytest.raises(UserError, match=f"--test-prompts {name}: names a data set and no split of it.*{name}:test"):
+        validate(config, check_required=False)
+    for held_out in (f"{name}:test", words, "missing.jsonl"):
+        validate(replace(config, test_prompts=held_out), check_required=False)
+
+
+def test_many_texts_at_once_have_the_tokens_that_each_has_alone(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """In blocks of any size, and beside chat messages."""
+    expected = everything(load(words))
+    for size in (1, 3, 20, 21):
+        monkeypatch.setattr(prompts, "TEXTS_AT_ONCE", size)
+        assert everything(load(words)) == expected
+    for template in ("$A", "<s> $A </s>"):
+        tokenizer = closing_tokenizer(template)
+        for prompt in everything(load(words, tokenizer=tokenizer)):
+            assert prompt.token_ids == encode_prompt(tokenizer, prompt.text, source="here")
+
+
+def test_texts_and_chat_messages_may_be_mixed(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "ab" if i % 3 else chat} for i in range(12)])
+    for prompt in everything(load(path, tokenizer=chat_tokenizer())):
+        expected = "ab" if int(prompt.prompt_id.removeprefix("train-")) % 3 != 1 else "u hi a"
+        assert letter_tokenizer().decode(list(prompt.token_ids)) == expected
+
+
+def test_rows_are_read_and_judged_without_a_tokenizer(words: str, tmp_path: Path) -> None:
+    texts = read_texts(settings(words, test_prompts=words))
+    assert [row.prompt for row in texts.train] == [row.prompt for row in texts.test] == [word(i) for i in range(20)]
+    assert load_prompts(settings(words), letter_tokenizer(), 64, read_texts(settings(words))) == load(words)
+    broken = write_rows(tmp_path / "broken.jsonl", [{"prompt": "a"}, {"text": "b"}])
+    with pytest.raises(UserError, match=r"broken\.jsonl, row 2: column 'prompt' is missing"):
+        read_texts(settings(words, test_prompts=broken))
+
+
+def test_rows_are_read_before_any_model_is_loaded(tmp_path: Path) -> None:
+    config = settings(str(tmp_path / "missing.jsonl"), batch=2, model="nowhere", reward="nowhere")
+    with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
+        run(config)
+
+
 @pytest.mark.parametrize("label", ["", " ", 5])
 def test_a_post_without_summary_is_refused(label: Any, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "posts.jsonl", [{"prompt": post("a"), "label": label}])
@@ -465,15 +559,22 @@ def test_every_real_dialogue_splits_into_prompt_and_answer_without_loss() -> Non
 
 
 @needs_real_data
-def test_real_dialogues_load_and_the_diverging_and_repeated_ones_are_counted() -> None:
-    """Two of the 1,800 pairs part before the last answer, and two prompts come twice."""
+def test_real_dialogues_load_and_the_diverging_blank_and_repeated_ones_are_counted() -> None:
+    """Two of the 1,800 pairs part before the last answer, in four it is blank, and two prompts come twice."""
     rows = real_rows()
-    sets = load(str(HH), context=5000, format="anthropic-hh", tokenizer=WordTokenizer())
+    blank = [number for number, row in enumerate(rows, start=1) if not turns(row["chosen"])[-1].strip()]
+    options = {"context": 5000, "format": "anthropic-hh", "tokenizer": WordTokenizer()}
+    with pytest.raises(UserError, match=f"row {blank[0]}: the dialogue's last answer is blank"):
+        load(str(HH), **options)
+    sets = load(str(HH), prompt_overflow="skip", **options)
     assert sets.counts["diverging_dialogues"] == sum(map(turns_diverge, rows)) == 2
-    assert sets.counts["rows"] == len(everything(sets)) == 1800
+    assert sets.counts["rows"] == len(everything(sets)) + len(blank) == 1800
+    assert sets.counts["blank_answers"] == len(blank) == 4
     repeated = [n for n in Counter(p.token_ids for p in everything(sets)).values() if n > 1]
     assert repeated == [2, 2]
     by_id = {p.prompt_id: p for p in everything(sets)}
     for number, row in enumerate(rows, start=1):
+        if number in blank:
+            continue
         prompt = by_id[f"train-{number}"]
         assert prompt.text + prompt.reference == row["chosen"]

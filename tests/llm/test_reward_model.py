@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerBase
 
 from llm.console import entry_point
 from llm.errors import UserError
@@ -215,6 +216,32 @@ def test_a_folder_with_something_in_it_is_never_written_to(base: str, tmp_path: 
         train_reward_model(settings(base, data, tmp_path / "d.jsonl"))
     (tmp_path / "empty").mkdir()
     train_reward_model(settings(base, data, tmp_path / "empty"))
+    assert {path.name for path in tmp_path.iterdir()} == {"d.jsonl", "empty"}
+
+
+def test_a_disk_that_is_too_small_leaves_nothing_behind(base: str, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "d.jsonl", [PAIR] * 8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, hard))  # below the weights, above config.json
+    try:
+        with pytest.raises(UserError, match=r"rm: could not be written .*nothing is left half-written"):
+            train_reward_model(settings(base, data, tmp_path / "rm"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_a_folder_that_is_interrupted_on_its_way_leaves_nothing_behind(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    data = write_rows(tmp_path / "d.jsonl", [PAIR] * 8)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", interrupt)  # which comes after the weights
+    with pytest.raises(KeyboardInterrupt):
+        train_reward_model(settings(base, data, tmp_path / "rm"))
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
 
 
 def test_the_command_line_ends_with_status_2_and_one_paragraph(

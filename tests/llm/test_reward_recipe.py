@@ -14,13 +14,19 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Tokenizer, GPTJForSequenceClassification
 
-from llm.convert_reward import PUBLISHED, ConvertConfig, convert, main
+from letter_world import LETTERS, letter_config
+from llm import reward_recipe
+from llm.align import run
+from llm.config import AlignConfig
+from llm.convert_reward import PUBLISHED, ConvertConfig, checkpoint_file, convert, main
 from llm.errors import UserError
+from llm.prompts import load_prompts
 from llm.reward_recipe import Recipe, RecipeReward, last_token_scores
-from llm.rewards import ModelReward, load_classifier, load_reward
+from llm.rewards import ModelReward, load_classifier, load_reward, reward_counts
 from llm.tables import read_rows
 from reward_artefacts import (
     END,
@@ -64,6 +70,12 @@ def loaded(path: Path, batch_size: int = 4) -> RecipeReward:
     return reward
 
 
+def loaded_in(path: Path, dtype: str) -> RecipeReward:
+    reward = load_reward(str(path), device="cpu", batch_size=4, dtype=dtype)
+    assert isinstance(reward, RecipeReward)
+    return reward
+
+
 def converted(folders: dict[str, Path], base: Path, recipe: str, out: Path, **options: Any) -> RecipeReward:
     convert(ConvertConfig(str(folders[recipe]), recipe, str(out), base=str(base), **options))
     return loaded(out)
@@ -81,28 +93,27 @@ def left_padded_scores(reward: RecipeReward, rows: list[list[int]], size: int) -
             [[reward._tokenizer.eos_token_id] * more + row for more, row in zip(padding, part, strict=True)]
         )
         mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long()
-        scores += last_token_scores(reward._model, ids, mask).tolist()
+        scores += last_token_scores(reward.model, ids, mask).tolist()
     return np.array(scores)
 
 
-# Where the score is read. A token is a byte here: "<|startoftext|>" is 15 tokens, "\nTL;DR: " 8.
+# Where the score is read. A token is a byte here: "<|startoftext|>" is 15 tokens, "\nTL;DR:" 7.
 
 
 @pytest.mark.parametrize(
     "prompt, completion, index, last",
     [
-        ("abc", "xyz", 28, "z"),
+        ("abc", " xyz", 28, "z"),
         ("abc\nTL;DR:", " xyz", 28, "z"),
         ("abc\nTL;DR: ", "xyz", 28, "z"),
-        ("abc\nTL;DR:", "   xyz", 28, "z"),
-        ("abc", "xyz ", 29, " "),
-        ("abc", "", 25, " "),
-        ("abc", f"xy{END}rubbish", 27, "y"),
+        ("abc", " xyz ", 29, " "),
+        ("abc", "", 24, ":"),
+        ("abc", f" xy{END}rubbish", 27, "y"),
         (f"ab{END}c", "xyz", 16, "b"),
-        ("a" * 600, "xyz", 557, "a"),
-        ("a" * 532, "xyz", 557, "z"),
-        ("a" * 531, "xyz", 556, "z"),
-        ("a" * 520, f"xyz{END}" + "z" * 99, 545, "z"),
+        ("a" * 600, " xyz", 557, "a"),
+        ("a" * 532, " xyz", 557, "z"),
+        ("a" * 531, " xyz", 556, "z"),
+        ("a" * 520, f" xyz{END}" + "z" * 99, 545, "z"),
     ],
 )
 def test_a_summary_is_read_at_the_last_token_before_the_first_end_token_or_of_the_cut_text(
@@ -138,12 +149,31 @@ def test_an_answer_is_read_at_the_first_end_token_and_loses_its_beginning_where_
     assert reward._tokenizer.decode(row[:1]) == first
 
 
+@pytest.mark.parametrize("summary", [" xyz", "xyz", "   xyz", " xyz  ", "", "\n xyz"])
+@pytest.mark.parametrize("ending", ["\nTL;DR:", "\nTL;DR: "])
+def test_a_summary_is_scored_as_its_authors_reward_function_does_letter_for_letter(ending: str, summary: str) -> None:
+    """They put their opening and the end token around the decoded prompt and sample, and change nothing between."""
+    sample = POST + ending + summary
+    assert PUBLISHED["tldr"].recipe.text(POST + ending, summary, END) == "<|startoftext|>" + sample + END
+
+
+def test_a_reference_is_scored_as_its_authors_reward_function_does(tmp_path: Path) -> None:
+    """For them the post up to "TL;DR:", that and one space come before the label of a row."""
+    row = {"prompt": f"{POST}\nTL;DR: ", "label": "It rains."}
+    (tmp_path / "posts.jsonl").write_text(3 * (json.dumps(row) + "\n"))
+    config = AlignConfig(prompts=str(tmp_path / "posts.jsonl"), format="tldr", m=1, validation_count=1, test_count=1)
+    (prompt,) = load_prompts(config, byte_tokenizer(), 1024).test
+    theirs = row["prompt"].split("TL;DR:")[0] + "TL;DR: " + row["label"]
+    assert PUBLISHED["tldr"].recipe.text(prompt.text, prompt.reference, END) == "<|startoftext|>" + theirs + END
+
+
 def test_a_summary_can_be_laid_out_with_two_spaces_as_in_training(
     folders: dict[str, Path], base: Path, tmp_path: Path
 ) -> None:
     reward = converted(folders, base, "tldr", tmp_path / "rm", double_space=True)
-    (row,) = reward.rows(["abc\nTL;DR:"], [" xyz"])
-    assert reward._tokenizer.decode(row) == "<|startoftext|>abc\nTL;DR:  xyz"
+    for prompt, completion in (("abc\nTL;DR:", " xyz"), ("abc\nTL;DR: ", "xyz"), ("abc", " xyz")):
+        (row,) = reward.rows([prompt], [completion])
+        assert reward._tokenizer.decode(row) == "<|startoftext|>abc\nTL;DR:  xyz"
 
 
 @pytest.mark.parametrize(
@@ -153,14 +183,36 @@ def test_texts_that_are_cut_or_read_in_the_prompt_are_told_once_and_counted(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str], recipe: str, long: str, lost: str
 ) -> None:
     reward = loaded(folders[f"{recipe}-converted"])
-    assert not reward.counts["cut_texts"]
+    assert reward_counts(reward) == {"reward_cut_texts": 0, "reward_ended_prompts": 0}
     reward([long, "b", f"a{END}b"], ["x", "y", "z"])
     reward([long, long, f"a{END}b"], ["x", "y", "z"])
-    assert reward.counts == {"cut_texts": 3, "ended_prompts": 2}
+    assert reward_counts(reward) == {"reward_cut_texts": 3, "reward_ended_prompts": 2}
     said = capsys.readouterr().err
     assert said.count(lost) == 1
     assert said.count(f"a prompt holds {END}") == 1
     assert len(said.splitlines()) == 2
+
+
+def test_a_run_heeds_the_rewards_settings_and_tells_its_counts(
+    folders: dict[str, Path], in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": LETTERS[i] * 3, "reference": f"{i} " * 290} for i in range(26)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    passes = []
+
+    def noted(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        passes.append((len(ids), model.dtype))
+        return last_token_scores(model, ids, mask)
+
+    monkeypatch.setattr(reward_recipe, "last_token_scores", noted)
+    changes = {"prompts": str(tmp_path / "p.jsonl"), "validation_count": 4, "test_count": 4, "e": 1, "k": 1, "m": 3}
+    changes |= {"reward": str(folders["tldr-converted"]), "reward_rows": 3, "reward_dtype": "bfloat16"}
+    summary = run(letter_config(tmp_path / "run", **changes))
+    assert summary["counts"]["reward_cut_texts"] == 8  # the held-out references
+    assert summary["counts"]["reward_ended_prompts"] == 0
+    assert summary["counts"]["rows"] == 26
+    assert {dtype for _, dtype in passes} == {torch.bfloat16}
+    assert max(size for size, _ in passes) == 3
 
 
 # Scores.
@@ -202,7 +254,7 @@ def test_the_librarys_own_pooling_agrees_on_plain_texts(folders: dict[str, Path]
 
 
 def test_the_last_product_is_taken_in_float32(folders: dict[str, Path]) -> None:
-    model = GPTJForSequenceClassification.from_pretrained(folders["tldr-converted"], dtype="auto").eval()
+    model = loaded_in(folders["tldr-converted"], "float16").model
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         hidden = model.transformer(ids).last_hidden_state[0, -1]
@@ -211,6 +263,19 @@ def test_the_last_product_is_taken_in_float32(folders: dict[str, Path]) -> None:
     exact = (hidden.double() @ model.score.weight[0].double()).item()
     assert score.dtype == torch.float32
     assert score.item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_reward_computes_in_the_precision_that_is_asked_for_and_its_fingerprint_says_so(
+    folders: dict[str, Path],
+) -> None:
+    """On the CPU `auto` is float32, whatever the files hold."""
+    rewards = {dtype: loaded_in(folders["tldr-converted"], dtype) for dtype in ("auto", "float32", "float16")}
+    kinds = [{tensor.dtype for tensor in reward.model.parameters()} for reward in rewards.values()]
+    assert kinds == [{torch.float32}, {torch.float32}, {torch.float16}]
+    prints = [reward.fingerprint() for reward in rewards.values()]
+    assert prints[0] == prints[1] != prints[2]
+    half, full = (rewards[dtype]([POST], [" It rains."])[0] for dtype in ("float16", "float32"))
+    assert 0 < abs(half - full) < 0.02
 
 
 # The conversion.
@@ -224,6 +289,28 @@ def test_conversion_keeps_every_weight_and_its_precision(folders: dict[str, Path
     for name, tensor in weights.items():
         assert tensor.dtype == dtype
         torch.testing.assert_close(tensor, state[name.replace("score", "v_head")].to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_conversion_can_change_the_precision(
+    folders: dict[str, Path], base: Path, tmp_path: Path, recipe: str, dtype: Any
+) -> None:
+    reward = converted(folders, base, recipe, tmp_path / "rm", dtype=dtype)
+    weights = load_file(tmp_path / "rm" / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {f"torch.{dtype}"}
+    own = loaded(folders[f"{recipe}-converted"])
+    expected, values = (r([POST] * 2, [" It rains.", " Sun"]) for r in (own, reward))
+    np.testing.assert_allclose(values, expected, atol=0.1 if dtype == "bfloat16" else 0.02)
+
+
+def test_weights_that_a_precision_cannot_hold_are_refused(base: Path, tmp_path: Path) -> None:
+    state = published_state("dialogue", GPTJForSequenceClassification.config_class.from_pretrained(base))
+    state["transformer.ln_f.weight"][0] = 1e6
+    torch.save(state, tmp_path / FILES["dialogue"])
+    with pytest.raises(UserError, match=r"transformer\.ln_f\.weight is not finite in float16\. Use another --dtype"):
+        convert(ConvertConfig(str(tmp_path), "dialogue", str(tmp_path / "out"), base=str(base), dtype="float16"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_converted_folder_says_how_it_is_read(folders: dict[str, Path]) -> None:
@@ -299,8 +386,33 @@ def test_a_published_name_is_converted_once_for_each_revision(
 
 
 def test_a_name_that_cannot_be_had_from_the_hub_is_told(hub: Path) -> None:
-    with pytest.raises(UserError, match=r"CarperAI/openai_summarize_tldr_rm_checkpoint: no such directory"):
+    message = (
+        r"tldr_rm_checkpoint: is no directory here; .* the hub cannot be reached .* pytorch_model.bin is not among"
+    )
+    with pytest.raises(UserError, match=message):
         load_reward(PUBLISHED["tldr"].repository, device="cpu", batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (hub_errors.LocalEntryNotFoundError, "the hub cannot be reached"),
+        (hub_errors.GatedRepoError, "access on request only"),
+        (hub_errors.RepositoryNotFoundError, "no such repository, or hides it from you"),
+        (hub_errors.RevisionNotFoundError, "no such revision"),
+        (hub_errors.RemoteEntryNotFoundError, "has no hf_ckpt.pt"),
+        (OSError, r"could not be had \(No space left"),
+    ],
+)
+def test_what_the_hub_answers_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], message: str
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise kind.__new__(kind) if kind is not OSError else OSError("No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UserError, match=rf"somebody/rm@abc: is no directory here; as a hub name, .*{message}"):
+        checkpoint_file("somebody/rm@abc", "dialogue")
 
 
 # Mistakes.
@@ -384,8 +496,8 @@ def test_a_damaged_file_is_refused(folders: dict[str, Path], base: Path, tmp_pat
     "options, message",
     [
         ({"recipe": "dialogue"}, "has no hf_ckpt.pt"),
-        ({"checkpoint": "nobody/nothing"}, "no such directory, and as a hub name pytorch_model.bin could not be had"),
-        ({"checkpoint": "no such name"}, "no such directory, and as a hub name"),
+        ({"checkpoint": "nobody/nothing"}, "nobody/nothing: is no directory here; as a hub name, the hub cannot be re"),
+        ({"checkpoint": "no such name"}, "no such name: is no directory here; as a hub name, it cannot be one either"),
         ({"base": "nobody/nothing"}, "nobody/nothing: its config.json or tokenizer cannot be had"),
         ({"base": "WITHOUT_TOKENIZER"}, "its tokenizer is missing or another model's"),
         ({"base": "LLAMA"}, "is a llama model; these reward models are GPT-J"),
@@ -451,6 +563,7 @@ def test_a_checkpoint_that_is_not_converted_is_refused_with_the_command(folders:
         ({"max_length": "558"}, "brain_reward in its config.json"),
         ({"opening": None}, "brain_reward in its config.json"),
         ({"more": 1}, "brain_reward in its config.json"),
+        ({"joint": "\nTL;DR: "}, "Mend it, or convert the checkpoint again"),
         ({"max_length": 1}, "max_length 1 in its config.json must be 2 or more"),
         ({"max_length": 2000}, "max_length 2000 in its config.json is more than the model's context of 1024"),
     ],
@@ -470,7 +583,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(
 
 @pytest.mark.parametrize(
     "missing, message",
-    [("tokenizer*", "its tokenizer is missing"), ("model.safetensors", "cannot be loaded as a reward model")],
+    [("tokenizer*", "its tokenizer is missing"), ("model.safetensors", "cannot be loaded as a seq")],
 )
 def test_a_converted_folder_that_lacks_a_file_is_refused(
     folders: dict[str, Path], tmp_path: Path, missing: str, message: str
@@ -507,7 +620,7 @@ def test_a_chat_is_refused(folders: dict[str, Path]) -> None:
 
 
 def test_a_text_with_nothing_before_its_end_token_is_refused(folders: dict[str, Path]) -> None:
-    recipe = Recipe(opening="", joint="", read="before-first-eos", max_length=9)
+    recipe = Recipe(opening="", closing="", read="before-first-eos", max_length=9)
     reward = RecipeReward(str(folders["tldr-converted"]), recipe, device="cpu", batch_size=2)
     with pytest.raises(UserError, match="row 1: nothing stands before the end token"):
         reward(["a", ""], ["", ""])
@@ -539,11 +652,11 @@ def comparisons() -> list[dict[str, str]]:
 
 @needs_real_data
 def test_with_two_spaces_the_real_comparisons_are_laid_out_letter_for_letter_as_in_training() -> None:
-    recipe = dataclasses.replace(PUBLISHED["tldr"].recipe, joint="\nTL;DR:  ")
+    recipe = dataclasses.replace(PUBLISHED["tldr"].recipe, closing="\nTL;DR: ")
     for row in comparisons():
         for side in ("chosen", "rejected"):
             training = f"<|startoftext|>{row['prompt']}\n{row[side]}{END}"
-            answer = row[side].removeprefix("TL;DR:")
+            answer = row[side].removeprefix("TL;DR: ")
             assert recipe.text(row["prompt"] + "\nTL;DR:", answer, END) == training
 
 

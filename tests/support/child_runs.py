@@ -10,9 +10,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llm.config import AlignConfig
@@ -72,28 +75,55 @@ def run_apart(
     return process.exitcode
 
 
-def _member(config: AlignConfig, folder: Path, place: dict[str, str], said: Path, sabotage: Any) -> None:
-    """Run as one of several processes, with what it says in a file."""
-    from llm.align import run
+def _member(task: Callable[[], object], folder: Path, place: dict[str, str], said: Path) -> None:
+    """Work as one of several processes, with what it says in a file."""
+    import torch
+
     from llm.console import entry_point
 
+    torch.set_num_threads(1)
     os.environ.update(place)
     os.chdir(folder)
     sys.stderr = sys.stdout = open(said, "w")  # noqa: SIM115
+    sys.exit(entry_point(lambda _: task() and None, []))
+
+
+def _run(config: AlignConfig, sabotage: Callable[[], None] | None) -> None:
+    """Start or resume a run."""
+    from llm.align import run
+
     if sabotage is not None:
         sabotage()
-    resume = (Path(config.out) / "config.yaml").exists()
-    sys.exit(entry_point(lambda _: run(config, resume=resume) and None, []))
+    run(config, resume=(Path(config.out) / "config.yaml").exists())
 
 
 def run_together(
-    config: AlignConfig, folder: Path, *, count: int = 2, sabotage: Callable[[], None] | None = None
+    config: AlignConfig,
+    folder: Path,
+    *,
+    count: int = 2,
+    sabotage: Callable[[], None] | None = None,
+    launch: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[int | None], list[str]]:
     """Start or resume a run in several processes that find each other as a launcher's do.
+
+    Args:
+        config: Its `out` decides: a folder that holds a run is resumed.
+        folder: The current directory of the processes.
+        count: How many.
+        sabotage: Called in each process before the run.
+        launch: What else the launcher would set.
 
     Returns:
         The exit status and the standard error of each.
     """
+    return work_together(partial(_run, config, sabotage), folder, count=count, launch=launch)
+
+
+def work_together(
+    task: Callable[[], object], folder: Path, *, count: int = 2, launch: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[int | None], list[str]]:
+    """Do a task in several processes that find each other as a launcher's do; arguments and results as above."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llm.align", "child_runs"])
     with socket.socket() as free:
@@ -108,13 +138,13 @@ def run_together(
                 "WORLD_SIZE": str(count),
                 "LOCAL_WORLD_SIZE": str(count),
             }
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"} | launch
             said = Path(scratch) / str(rank)
-            members.append(context.Process(target=_member, args=(config, folder, place, said, sabotage)))
+            members.append(context.Process(target=_member, args=(task, folder, place, said)))
         for member in members:
             member.start()
         for member in members:
-            member.join(120)
+            member.join(100)
         return [member.exitcode for member in members], [path.read_text() for path in sorted(Path(scratch).iterdir())]
 
 
@@ -202,10 +232,122 @@ class KillAt:
 
         def trapped(*args: Any, **options: Any) -> Any:
             if next(calls) == self.count:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.strike()
             return original(*args, **options)
 
         setattr(module, self.name, trapped)
+
+    def strike(self) -> None:
+        """What happens there."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailAt(KillAt):
+    """Sabotage: no memory for the count-th call of a function."""
+
+    def strike(self) -> None:
+        """What happens there."""
+        raise MemoryError
+
+
+class RunOutOfMemory:
+    """Sabotage: no memory for the second layer's forward or backward pass in training."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def __call__(self) -> None:
+        """Put it in place."""
+        import torch
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+        original = LlamaDecoderLayer.forward
+
+        def run_out(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 1 has none.")
+
+        def forward(layer: Any, *args: Any, **options: Any) -> Any:
+            states = original(layer, *args, **options)
+            if states.requires_grad and layer.self_attn.layer_idx == 1:
+                run_out() if self.when == "forward" else states.register_hook(run_out)
+            return states
+
+        LlamaDecoderLayer.forward = forward
+
+
+class StopAll:
+    """Task: the first process tells all to stop, as one that stops the whole job does, and all wait for one another."""
+
+    def __call__(self) -> None:
+        """Do it."""
+        from llm import processes
+
+        with processes.joined():
+            processes.exchange(None)  # by now all listen
+            if processes.is_first():
+                for _, pid in reversed(processes._team.places):
+                    os.kill(pid, signal.SIGTERM)
+                time.sleep(5)
+            processes.exchange(None)
+
+
+class PassesOf:
+    """Task: with the base cut up, the first process computes what it can with each model; the others only help.
+
+    Args:
+        configs: The settings of each.
+        folder: Gets a file of tensors for each model.
+    """
+
+    def __init__(self, configs: dict[str, AlignConfig], folder: Path) -> None:
+        self.configs, self.folder = configs, folder
+
+    def __call__(self) -> None:
+        """Do it."""
+        import safetensors.torch
+
+        from llm import processes, sharding
+        from llm.models import load_policy
+
+        with processes.joined():
+            for name, config in self.configs.items():
+                policy = load_policy(config)
+                weights = [weight for layer in sharding.layers_of(policy.base) for weight in shares(layer)]
+                assert len(weights) >= 2 * 6
+                assert max(weights) <= 0.4
+                if processes.is_first():
+                    safetensors.torch.save_file(passes(policy), self.folder / name)
+                processes.exchange(None)
+
+
+def shares(layer: Any) -> list[float]:
+    """What part of each of a layer's frozen weights lies here."""
+    frozen = [parameter for parameter in layer.parameters() if not parameter.requires_grad]
+    return [parameter.to_local().numel() / parameter.numel() for parameter in frozen]
+
+
+def passes(policy: Any) -> dict[str, Any]:
+    """What sampling, scoring and the backward pass of a policy give, its adapter moved away from zero, and need."""
+    import torch
+
+    from letter_world import moved
+    from llm.logprob import score, sequence_log_probs
+    from llm.memory import made_up_pairs, peak_bytes
+    from llm.records import Prompt
+    from llm.rollout import sample_groups
+
+    moved(policy)
+    prompts = [Prompt(str(i), "", tuple(range(3, 6 + i)), None) for i in range(2)]
+    groups = sample_groups(policy, prompts, 3, draw=(0, "test", 0), max_new_tokens=6)
+    pairs = [(prompt, completion) for prompt, group in zip(prompts, groups, strict=True) for completion in group]
+    with policy.as_prior():
+        prior = torch.tensor(score(policy, pairs, 4))
+    log_probs = sequence_log_probs(policy, pairs)
+    (log_probs * torch.arange(6)).sum().backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
+    drawn = torch.tensor([token for _, completion in pairs for token in completion.token_ids])
+    peaks = torch.tensor(peak_bytes(policy, made_up_pairs(8, 6, 1, 4)))
+    return {"drawn": drawn, "prior": prior, "log_probs": log_probs.detach(), "gradients": gradients, "peaks": peaks}
 
 
 def elsewhere(config: AlignConfig, out: Path) -> AlignConfig:
