@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llm.config import AlignConfig
 from llm.console import entry_point
 from llm.errors import UserError
-from llm.models import context_length_of, load_pretrained, load_tokenizer, resolve_device
+from llm.models import context_length_of, load_pretrained, load_tokenizer
 from llm.records import Prompt
-from llm.rewards import Reward, load_reward
+from llm.rewards import AnyReward, configured_reward, on_device, rewards_of
 from llm.run_folder import lock_run, stored_config
 from llm.store import rollout_shards, score_shards
 from llm.stored_rollouts import block_names, block_rows, run_prompts, stored_identity
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     config = stored_config(folder)
     lock = lock_run(folder)
     try:
-        reward = load_reward(command.reward, device=resolve_device(command.device), batch_size=config.sample_rows)
+        reward = configured_reward(replace(config, reward=command.reward, device=command.device))
         old, new = rescore(folder, reward)
     finally:
         lock.release()
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def rescore(folder: Path, reward: Reward) -> tuple[list[float], list[float]]:
+def rescore(folder: Path, reward: AnyReward) -> tuple[list[float], list[float]]:
     """Write the rewards of a run's completions by another reward beside its own; what was written before stays.
 
     Args:
@@ -111,7 +111,7 @@ def _scored_blocks(folder: Path, fingerprint: str) -> list[tuple[int, str]]:
     return found
 
 
-def _rewarded(rows: Sequence[tuple[Row, Row]], prompts: Mapping[str, Prompt], reward: Reward) -> list[Row]:
+def _rewarded(rows: Sequence[tuple[Row, Row]], prompts: Mapping[str, Prompt], reward: AnyReward) -> list[Row]:
     """A shard's rows of scores with the rewards of another reward."""
     unknown = sorted({row["prompt_id"] for row, _ in rows} - prompts.keys())
     if unknown:
@@ -119,8 +119,8 @@ def _rewarded(rows: Sequence[tuple[Row, Row]], prompts: Mapping[str, Prompt], re
             f"prompt {unknown[0]} is not among the run's --prompts: it trained on a file of groups. Put the new scores "
             "into that file."
         )
-    texts = [prompts[row["prompt_id"]].text for row, _ in rows]
-    values = reward(texts, [row["text"] for row, _ in rows]).tolist()
+    with on_device(reward):
+        values = rewards_of(reward, [(prompts[row["prompt_id"]], row["text"]) for row, _ in rows]).tolist()
     return [score | {"reward": value} for (_, score), value in zip(rows, values, strict=True)]
 
 

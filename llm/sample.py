@@ -18,10 +18,10 @@ from llm.config import AlignConfig
 from llm.console import entry_point, printable
 from llm.errors import UserError
 from llm.logprob import score
-from llm.models import Policy, load_policy, resolve_device
+from llm.models import Policy, load_policy
 from llm.prompts import encode_prompt, load_prompts
 from llm.records import Completion, Prompt
-from llm.rewards import Reward, load_reward
+from llm.rewards import AnyReward, configured_reward, on_device, rewards_of
 from llm.rollout import sample_groups
 from llm.run_folder import IDENTITY_FILE, check_model, stored_config
 from llm.store import ShardFolder, read_json
@@ -92,9 +92,9 @@ def _wrapped(text: str, column: int) -> list[str]:
     return [part for line in lines for part in textwrap.wrap(line, column, drop_whitespace=False) or [""]]
 
 
-def _reward(folder: Path, config: AlignConfig) -> Reward:
+def _reward(folder: Path, config: AlignConfig) -> AnyReward:
     """Load the run's reward, as it was."""
-    reward = load_reward(config.reward, device=resolve_device(config.device), batch_size=config.sample_rows)
+    reward = configured_reward(config)
     if reward.fingerprint() != read_json(folder / IDENTITY_FILE).get("reward"):
         raise UserError(
             f"{folder}: the reward {config.reward} changed since the run. Restore it as it was, or use --no-reward."
@@ -135,7 +135,7 @@ def _sampled(policy: Policy, prompt: Prompt, command: SampleCommand, config: Ali
 
 
 def _cells(
-    policy: Policy, reward: Reward | None, prompt: Prompt, completions: Sequence[Completion], config: AlignConfig
+    policy: Policy, reward: AnyReward | None, prompt: Prompt, completions: Sequence[Completion], config: AlignConfig
 ) -> list[str]:
     """Each completion's text under its reward, if that is wanted, and its log q_θ − log p, nats."""
     pairs = [(prompt, completion) for completion in completions]
@@ -143,11 +143,17 @@ def _cells(
     with policy.as_prior():
         log_prior = score(policy, pairs, config.sample_rows)
     texts = [completion.text for completion in completions]
-    rewards = [f"reward {value:.4g}, " for value in reward([prompt.text] * len(texts), texts)] if reward else None
+    earned = [""] * len(texts) if reward is None else _rewards(reward, [(prompt, text) for text in texts])
     return [
-        f"{earned}log q - log p {one - other:+.2f} nats\n{text}"
-        for earned, one, other, text in zip(rewards or [""] * len(texts), log_policy, log_prior, texts, strict=True)
+        f"{r}log q - log p {one - other:+.2f} nats\n{text}"
+        for r, one, other, text in zip(earned, log_policy, log_prior, texts, strict=True)
     ]
+
+
+def _rewards(reward: AnyReward, pairs: Sequence[tuple[Prompt, str]]) -> list[str]:
+    """The rewards of completions with their prompts, as they are shown."""
+    with on_device(reward):
+        return [f"reward {value:.4g}, " for value in rewards_of(reward, pairs)]
 
 
 if __name__ == "__main__":
