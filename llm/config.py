@@ -406,7 +406,7 @@ def _check_given(config: AlignConfig) -> None:
     from llm.methods import METHODS
 
     method, name = METHODS[config.method], config.method
-    if config.rollouts and (method.proposal == "improving" or method.buffer == "latest"):
+    if config.rollouts and (method.proposal == "improving" or method.buffer == "latest" or method.tokens):
         raise UserError(
             f"--rollouts {config.rollouts}: --method {name} must sample by itself, for it is made for completions of "
             "its own policy as it is at the time. Leave --rollouts out, or use another method."

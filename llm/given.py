@@ -21,7 +21,7 @@ from llm.prompts import (
     load_prompts,
 )
 from llm.records import Completion, Prompt
-from llm.rewards import AnyReward
+from llm.rewards import AnyReward, ReferenceSubtracted
 from llm.rollout import completion_text
 from llm.run_folder import Identity, stored_config
 from llm.stored_rollouts import has_stated_rewards, run_prompts, scored_rows, stored_identity
@@ -346,10 +346,10 @@ def _from_run(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: 
     if identity.model != policy.identity:
         raise UserError(
             f"--rollouts {folder}: that run has another model (weights, tokenizer, SFT adapter, --dtype or "
-            "--quantization), so its tokens and log-probs are not this one's. Use its model, or export its "
-            "completions as text (docs/own_model.md)."
+            "--quantization), so its tokens and log-probs are not this one's. Use its model, or give its "
+            "completions as text in a file of groups (docs/own_model.md)."
         )
-    known = _shared_prompts(folder, policy, prompts, identity)
+    known = _shared_prompts(folder, policy, prompts, identity, with_reference=isinstance(reward, ReferenceSubtracted))
     phases = [_run_phase(config, identity, reward, known, phase) for phase in range(config.e)]
     taken = sum(groups[0].reward is not None for groups in phases)
     say(
@@ -378,18 +378,20 @@ def _check_settings(config: AlignConfig, other: AlignConfig) -> None:
         )
 
 
-def _shared_prompts(folder: Path, policy: Policy, prompts: PromptSets, identity: Identity) -> dict[str, Prompt]:
-    """The training prompts that a run shares with this one."""
+def _shared_prompts(
+    folder: Path, policy: Policy, prompts: PromptSets, identity: Identity, *, with_reference: bool
+) -> dict[str, Prompt]:
+    """The training prompts that a run shares with this one, by their ids."""
     own = {prompt.prompt_id: prompt for prompt in prompts.train}
     if identity.prompts == prompts.fingerprint():
         return own
     theirs = run_prompts(folder, policy.tokenizer, policy.context_length)
-    return {key: own[key] for key, prompt in theirs.items() if key in own and _is_same(own[key], prompt)}
-
-
-def _is_same(one: Prompt, other: Prompt) -> bool:
-    """Whether two prompts are the same to the model and the reward."""
-    return (one.text, one.token_ids) == (other.text, other.token_ids)
+    names = ("text", "token_ids", "reference") if with_reference else ("text", "token_ids")
+    return {
+        key: own[key]
+        for key, prompt in theirs.items()
+        if key in own and all(getattr(own[key], name) == getattr(prompt, name) for name in names)
+    }
 
 
 def _run_phase(
@@ -425,8 +427,8 @@ def _run_group(
     if prompt_id not in known:
         raise UserError(
             f"--rollouts {folder}: its prompt {prompt_id} is not among this run's training prompts with the same text "
-            f"and tokens. Use that run's --prompts, --seed and split (--config {folder}/config.yaml takes all); where "
-            "it trained on a file of groups itself, name that file."
+            "and tokens (and reference, where that one's reward is subtracted). Use that run's --prompts, --seed and "
+            f"split (--config {folder}/config.yaml takes all); where it trained on a file of groups, name that file."
         )
     completions = tuple(Completion.from_row(row) for row, _ in rows)
     log_prior, log_proposal = ([score[name] for _, score in rows] for name in ("log_prior", "log_proposal"))

@@ -36,7 +36,7 @@ class RescoreCommand:
     run: Annotated[str, tyro.conf.Positional]
     """The run folder."""
     reward: str = ""
-    """The new reward: a sequence-classification model (directory or hub name), or package.module:function."""
+    """The new reward, as in llm.align; --reward-dtype, --reward-baseline and --reward-rows are the run's."""
     device: str = "auto"
     """Where a reward model runs: auto, cpu, cuda, cuda:1, …"""
 
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     lock = lock_run(folder)
     try:
         reward = configured_reward(replace(config, reward=command.reward, device=command.device))
-        old, new = rescore(folder, reward)
+        with on_device(reward):
+            old, new = rescore(folder, reward)
     finally:
         lock.release()
     print(
@@ -119,8 +120,7 @@ def _rewarded(rows: Sequence[tuple[Row, Row]], prompts: Mapping[str, Prompt], re
             f"prompt {unknown[0]} is not among the run's --prompts: it trained on a file of groups. Put the new scores "
             "into that file."
         )
-    with on_device(reward):
-        values = rewards_of(reward, [(prompts[row["prompt_id"]], row["text"]) for row, _ in rows]).tolist()
+    values = rewards_of(reward, [(prompts[row["prompt_id"]], row["text"]) for row, _ in rows]).tolist()
     return [score | {"reward": value} for (_, score), value in zip(rows, values, strict=True)]
 
 

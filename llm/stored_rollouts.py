@@ -27,9 +27,13 @@ def stored_identity(folder: Path) -> Identity:
         UserError: There is no run, or one of another version.
     """
     stored = read_json(folder / IDENTITY_FILE)
-    if stored.get("code") != SCORER_VERSION:
+    try:
+        identity = Identity(**stored)
+    except TypeError as error:
+        raise UserError(f"{folder / IDENTITY_FILE}: damaged ({error}). Restore it from a copy.") from error
+    if identity.code != SCORER_VERSION:
         raise UserError(f"{folder}: was written by another version of this program. Run it again with this one.")
-    return Identity(**stored)
+    return identity
 
 
 def run_prompts(folder: Path, tokenizer: Any, context_length: int) -> dict[str, Prompt]:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from child_runs import KillAt, comparable, run_apart
@@ -26,7 +26,7 @@ from llm.given import GivenGroups, load_given
 from llm.logprob import score
 from llm.models import Policy, load_policy
 from llm.prompts import PromptSets, encode_completion, load_prompts
-from llm.rewards import load_reward
+from llm.rewards import configured_reward
 from llm.store import read_events
 from llm.stored_rollouts import scored_rows, stored_identity
 from llm.tables import read_rows
@@ -88,7 +88,7 @@ def given(policy: Policy, **changes: object) -> tuple[GivenGroups, PromptSets]:
     config = small(**changes)
     validate(config)
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
-    reward = load_reward(config.reward, device="cpu", batch_size=8)
+    reward = configured_reward(config)
     found = load_given(config, policy, prompts, reward)
     assert found is not None
     return found, prompts
@@ -109,6 +109,8 @@ def test_a_run_on_a_runs_rollouts_with_its_settings_is_that_run(source: Path, le
     for phase in range(2):
         assert scores_of(tmp_path / "again", phase) == scores_of(source, phase)
     assert steps(tmp_path / "again") == steps(source)
+    phases = [e for e in read_events(tmp_path / "again" / "metrics.jsonl") if e["event"] == "phase"]
+    assert [phase["self_consistency"] < 1e-4 for phase in phases] == [True, True]  # of log p: q' of phase 2 is gone
 
 
 def test_a_run_on_a_runs_first_phase_is_the_run_of_one_phase(source: Path, in_letters: Path, tmp_path: Path) -> None:
@@ -156,6 +158,23 @@ def test_a_smaller_test_split_and_other_references_do_not_change_the_prompts(sou
     found, prompts = given(policy, rollouts=str(source), test_count=2, validation_count=1)
     known = {prompt.prompt_id for prompt in prompts.train}
     assert {prompt.prompt_id for prompt in found.prompts()} <= known
+
+
+def test_where_the_references_reward_is_subtracted_the_references_must_be_the_same(
+    letters: Path, policy: Policy, tmp_path: Path
+) -> None:
+    rows = [row | {"other": "aa"} for _, row in read_rows(letters / "prompts.jsonl")]
+    changes = {"prompts": str(write_jsonl(tmp_path / "prompts.jsonl", rows)), "reward_baseline": "reference", "e": 1}
+    collected(tmp_path / "run", **changes)
+    found, _ = given(policy, rollouts=str(tmp_path / "run"), test_count=2, **changes)
+    assert [reward for group in found.phase(0) for reward in group.reward or []] == [
+        row["text"].count("a") for row, _ in rows_of(tmp_path / "run", 0)
+    ]
+    changes["reference_column"] = "other"
+    assert "and reference, where" in refused(rollouts=str(tmp_path / "run"), **changes)
+    changes["reward_baseline"] = "none"
+    found, _ = given(policy, rollouts=str(tmp_path / "run"), **changes)
+    assert all(group.reward is None for group in found.phase(0))
 
 
 @pytest.mark.slow
@@ -676,6 +695,25 @@ def test_a_completion_never_merges_with_its_prompt(prompt: str, text: str, expec
     assert tokenizer.convert_ids_to_tokens(ids) == expected
 
 
+def word_start_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of Llama's kind, which puts the mark of a word's start before every text; it merges b and a."""
+    vocabulary = {token: index for index, token in enumerate(["</s>", "▁", "a", "b", ":", "\n", "▁a", "ba"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a"), ("b", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"), [("b:", "a", ["a"]), ("b:", " a", ["▁a"]), ("b", "a", ["a"]), (":", "", [])]
+)
+def test_a_completion_gets_no_mark_of_a_words_start_that_it_does_not_have(
+    prompt: str, text: str, expected: list[str]
+) -> None:
+    tokenizer = word_start_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == ["▁a"]
+    assert tokenizer.convert_ids_to_tokens(encode_completion(tokenizer, prompt, text)) == expected
+
+
 def test_a_completion_of_chat_messages_follows_the_templates_beginning_of_the_answer() -> None:
     tokenizer = letter_tokenizer()
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}q"
@@ -707,7 +745,7 @@ def test_real_pairs_are_the_tokens_of_their_whole_dialogues(in_letters: Path, tm
     config = story_config(prompts=str(write_jsonl(tmp_path / "rows.jsonl", rows)), method="dpo", n=2, e=4, m=15)
     policy = load_policy(config)
     prompts = load_prompts(config, policy.tokenizer, policy.context_length)
-    found = load_given(config, policy, prompts, load_reward(config.reward, device="cpu", batch_size=8))
+    found = load_given(config, policy, prompts, configured_reward(config))
     assert found is not None
     assert prompts.counts["respelled_completions"] == 0
     assert prompts.counts["skipped_groups"] > 0
