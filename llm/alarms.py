@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from llm.config import AlignConfig
+from llm.methods import METHODS
 
 Event = dict[str, Any]
 
@@ -35,7 +36,7 @@ class Alarms:
         self._given: set[str] = set()
         self._steps: deque[Event] = deque(maxlen=STEPS)
         self._validations: list[Event] = []
-        self._first_phase: Event | None = None
+        self._diversity: dict[str, float] = {}
         for event in past:
             list(self.observe(event))
 
@@ -57,7 +58,7 @@ class Alarms:
         if len(self._steps) < STEPS:
             return
         size = self._mean("ess_target")
-        if size < ONE:
+        if size < ONE and METHODS[self._config.method].uses_goodness:
             yield (
                 "argmax",
                 f"Over the last {STEPS} steps the target's weights are worth {size:.2f} of {self._config.n} "
@@ -76,18 +77,23 @@ class Alarms:
 
     def _phase(self, event: Event) -> Iterator[tuple[str, str]]:
         """Collapse of the proposal's diversity."""
-        self._first_phase = self._first_phase or event
-        first, now = self._first_phase["distinct_completions"], event["distinct_completions"]
+        yield from self._repeats(event, f"the {self._config.n} completions of a prompt")
+
+    def _repeats(self, event: Event, what: str) -> Iterator[tuple[str, str]]:
+        """Whether far fewer completions differ than in the first event of this kind."""
+        now = event["distinct_completions"]
+        first = self._diversity.setdefault(event["event"], now)
         if now < SAME * first:
             yield (
                 "diversity",
-                f"Of the {self._config.n} completions of a prompt {now:.0%} differ, and {first:.0%} did at first: the "
-                "policy repeats itself, and groups show little that is new. Raise --temperature, or stop earlier.",
+                f"Of {what} {now:.0%} differ, and {first:.0%} did at first: the policy repeats itself. Raise "
+                "--temperature, or stop earlier.",
             )
 
     def _validation(self, event: Event) -> Iterator[tuple[str, str]]:
         """No progress, and collapse in length."""
         self._validations.append(event)
+        yield from self._repeats(event, "the validation prompts' completions")
         first, best = self._validations[0], max(e["mean_reward"] for e in self._validations)
         if len(self._validations) > VALIDATIONS and best <= first["mean_reward"]:
             yield (

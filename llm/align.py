@@ -157,6 +157,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     prompts = load_prompts(config, policy.tokenizer, policy.context_length, texts)
     check_references(reward, prompts.train)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
+    _tell_unused(config)
     given = load_given(config, policy, prompts, reward)
     training = given.prompts() if given else prompts.train
     config = processes.from_first(functools.partial(with_train_rows, config, policy, training, reward))
@@ -281,7 +282,8 @@ def validation(this: Run, state: TrainerState) -> dict[str, float]:
     values = figures(records)
     names = ("reward_model_win_rate", "mean_reward", "kl_to_prior", "completion_length")
     current = {name: values[name]["estimate"] for name in names}
-    this.log("validation", state.step, **current, seconds=time.monotonic() - started)
+    distinct = len({record.completion.token_ids for record in records}) / len(records)
+    this.log("validation", state.step, **current, distinct_completions=distinct, seconds=time.monotonic() - started)
     return {"step": state.step, "win_rate": current["reward_model_win_rate"], "mean_reward": current["mean_reward"]}
 
 
@@ -359,6 +361,13 @@ def main(arguments: Sequence[str]) -> None:
         print(report_plan(config, command.gpu))
         return
     run(config, resume=bool(command.resume))
+
+
+def _tell_unused(config: AlignConfig) -> None:
+    """Say where the target's goodness does not matter."""
+    if METHODS[config.method].uses_goodness or (config.goodness, config.temperature) == ("bradley_terry", 1.0):
+        return
+    say(f"--method {config.method}: --goodness and --temperature change the figures that are reported, not training.")
 
 
 def _identity(

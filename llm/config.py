@@ -62,8 +62,8 @@ class AlignConfig:
     """What is done with the completions: brain, dpo-sft, rloo, …, see docs/methods.md; or package.module:function on
     (group tensors, settings) that gives every completion its coefficient."""
     dpo_beta: float = 1.0
-    """DPO's beta and its relatives': the power of q_θ/p in brain-argmax, dpo…, ipo, cdpo, rso, infonca, nca, exo; at
-    1 DPO aims at what BRAIn aims at, and 0.1 is what its authors use."""
+    """DPO's beta and its relatives': the power of q_θ/p in brain-argmax, dpo…, ipo, cdpo, rso, infonca, nca, exo. At
+    1 theorem 6.1 holds; 0.1 is what DPO's authors use."""
     label_smoothing: float = 0.1
     """cdpo: probability that a preference is wrong."""
     rso_accepted: int = 0
@@ -84,10 +84,10 @@ class AlignConfig:
     """ppo: weight of the value head's loss."""
     value_clip: float = 0.2
     """ppo: how far a value may move from that before the phase, in units of the reward."""
-    quantiles: int = 5
-    """quark: parts of equal size that the pool is cut into by reward, up to 26."""
+    quantiles: tuple[str, ...] = ("e", "d", "c", "b", "a")
+    """quark: names of the parts of equal size that the pool is cut into by reward, the worst first."""
     quark_prefix: str = "grade {} "
-    """quark: text before a prompt that tells the quantile; {} becomes a letter, of which a is the best."""
+    """quark: text before a prompt that tells the quantile; {} becomes its name. The model must know the words."""
     rollouts: str = ""
     """Train on given completions instead of sampling: another run's folder, or a .jsonl or .parquet file (prompt,
     completions, scores and perhaps log_proposal)."""
@@ -393,6 +393,13 @@ def _check_method(config: AlignConfig) -> None:
         raise UserError(
             f"--n {config.n}: --method {name} trains on given pairs, a chosen and a rejected one. Use --n 2."
         )
+    if config.label_smoothing >= 0.5:
+        raise UserError(f"--label-smoothing {config.label_smoothing}: must be below 0.5, where labels say nothing.")
+    if name in ("rso", "nca") and config.sampling_temperature != 1:
+        raise UserError(
+            f"--sampling-temperature {config.sampling_temperature}: --method {name} needs completions of the prior "
+            "itself. Leave it at 1."
+        )
     accepted = accepted_count(config)
     if name == "rso" and (accepted % 2 or accepted > config.n):
         raise UserError(f"--rso-accepted {accepted}: must be an even number of at most --n {config.n} candidates.")
@@ -441,10 +448,10 @@ def _check_token_method(config: AlignConfig) -> None:
         )
     if config.gae_lambda > 1:
         raise UserError(f"--gae-lambda {config.gae_lambda}: must be at most 1.")
-    if name == "quark" and not 2 <= config.quantiles <= 26:
-        raise UserError(f"--quantiles {config.quantiles}: must be 2 to 26, for each has a letter.")
+    if name == "quark" and not 2 <= len(config.quantiles) == len(set(config.quantiles)):
+        raise UserError(f"--quantiles {' '.join(config.quantiles)}: must be two names or more, all different.")
     if name == "quark" and "{}" not in config.quark_prefix:
-        raise UserError(f"--quark-prefix {config.quark_prefix!r}: must hold {{}}, the place of the quantile's letter.")
+        raise UserError(f"--quark-prefix {config.quark_prefix!r}: must hold {{}}, the place of the quantile's name.")
 
 
 def _refuse_other_sources(command: Command) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ from llm.logprob import score, score_tokens
 from llm.methods import METHODS
 from llm.models import Policy
 from llm.prompts import draw_prompts
-from llm.proposal import GIVEN, PRIOR, Proposal, adapter_digest, improved_proposal
+from llm.proposal import GIVEN, PRIOR, Proposal, adapter_digest, gain, improved_proposal
 from llm.records import Completion, Pair, Prompt, ScoredGroup, TokenScores
 from llm.rewards import AnyReward, on_device, rewards_of
 from llm.rollout import sample_groups
 from llm.store import ShardFolder, rollout_shards, score_shards
-from llm.train import make_objective
 
 Progress = Callable[[int], object]
 
@@ -86,9 +86,8 @@ class Collector:
             return Proposal(self.policy, PRIOR)
         if rule == "policy":
             return Proposal(self.policy, adapter_digest(self.policy))
-        last = self.stored(phase - 1, prompts) if phase else []
-        objective, rows = make_objective(self.config), self.config.sample_rows
-        return improved_proposal(self.policy, self.folder / "proposals", phase, last, objective, rows)
+        gate = partial(gain, self.policy, self.reward, self.config, prompts, phase)
+        return improved_proposal(self.policy, self.folder / "proposals", phase, gate)
 
     def _collect_blocks(self, phase: int, members: list[list[Prompt]], proposal: str, progress: Progress) -> None:
         """Sample and score the blocks that are not in the run folder yet; processes take them in turn."""

@@ -78,6 +78,7 @@ class Method:
         buffer: Which phases a gradient step draws from unless `--buffer` says it: all, or the latest.
         heeds: The settings that it uses beside those that all methods do.
         is_paired: Whether it uses a group in two halves or in pairs, so that n must be even.
+        uses_goodness: Whether `--goodness` and `--temperature` matter; else only rewards or their order do.
         tokens: Gives the loss of a method of tokens.
     """
 
@@ -87,6 +88,7 @@ class Method:
     buffer: Literal["all", "latest"] = "all"
     heeds: tuple[str, ...] = ()
     is_paired: bool = False
+    uses_goodness: bool = True
     tokens: TokenMethod | None = None
 
 
@@ -161,7 +163,8 @@ def plackett_luce(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
 
 def rso(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
     """A pair loss on what rejection sampling accepts of the group, 0 for the rest."""
-    chosen = torch.tensor(np.array([_accepted(group, config) for group in g.groups]))
+    goodness = g.log_goodness.numpy()
+    chosen = torch.tensor([_accepted(group, row, config) for group, row in zip(g.groups, goodness, strict=True)])
     part = g._replace(reward=g.reward.gather(-1, chosen), log_policy=g.log_policy.gather(-1, chosen))
     part = part._replace(log_prior=g.log_prior.gather(-1, chosen))
     if config.rso_loss == "sigmoid":
@@ -234,22 +237,31 @@ METHODS = _Methods(
         "brain-weighted": Method("T4c", brain_weighted, "policy", is_paired=True),
         "brain-argmax": Method("theorem 6.1", brain_argmax, "policy", heeds=("dpo_beta",)),
         "snis": Method("eq. (7)", snis, "policy"),
-        "dpo-sft": Method("section 6", dpo, "prior", heeds=("dpo_beta",), is_paired=True),
+        "dpo-sft": Method("section 6", dpo, "prior", heeds=("dpo_beta",), is_paired=True, uses_goodness=False),
         "dpo-sft-iw": Method("eq. (22)", dpo_iw, "prior", is_paired=True),
         "dpo-sft-iw-n": Method("section 9.2", brain, "prior"),
-        "dpo": Method("arXiv 2305.18290, eq. 7", dpo, "given", heeds=("dpo_beta",), is_paired=True),
-        "dpo-pl": Method("arXiv 2305.18290, appendix A.3", plackett_luce, "prior", heeds=("dpo_beta",)),
-        "ipo": Method("arXiv 2310.12036, eq. 17", ipo, "prior", heeds=("dpo_beta",), is_paired=True),
+        "dpo": Method(
+            "arXiv 2305.18290, eq. 7", dpo, "given", heeds=("dpo_beta",), is_paired=True, uses_goodness=False
+        ),
+        "dpo-pl": Method(
+            "arXiv 2305.18290, appendix A.3", plackett_luce, "prior", heeds=("dpo_beta",), uses_goodness=False
+        ),
+        "ipo": Method(
+            "arXiv 2310.12036, eq. 17", ipo, "prior", heeds=("dpo_beta",), is_paired=True, uses_goodness=False
+        ),
         "cdpo": Method(
             "arXiv 2305.18290 with smoothed labels",
             cdpo,
             "prior",
             heeds=("dpo_beta", "label_smoothing"),
             is_paired=True,
+            uses_goodness=False,
         ),
         "rso": Method("arXiv 2309.06657, algorithm 1", rso, "prior", heeds=("dpo_beta", "rso_accepted", "rso_loss")),
-        "slic": Method("arXiv 2305.10425", slic, "prior", heeds=("slic_margin", "sft_weight"), is_paired=True),
-        "rrhf": Method("arXiv 2304.05302", rrhf, "prior", heeds=("sft_weight",)),
+        "slic": Method(
+            "arXiv 2305.10425", slic, "prior", heeds=("slic_margin", "sft_weight"), is_paired=True, uses_goodness=False
+        ),
+        "rrhf": Method("arXiv 2304.05302", rrhf, "prior", heeds=("sft_weight",), uses_goodness=False),
         "dpg": Method("eq. (4)", dpg, "policy", is_paired=True),
         "gdc": Method("arXiv 2012.11635", dpg, "improving", buffer="latest", is_paired=True),
         "gdcpp": Method("arXiv 2206.00761", gdcpp, "policy", is_paired=True),
@@ -258,7 +270,13 @@ METHODS = _Methods(
         "exo": Method("arXiv 2402.00856", exo, "prior", heeds=("dpo_beta",)),
         "rloo": Method("arXiv 2402.14740", rloo, "policy", buffer="latest", heeds=("clip",)),
         "grpo": Method(
-            "arXiv 2402.03300, eqs. 3 and 4", None, "policy", buffer="latest", heeds=("clip", "kl_weight"), tokens=GRPO
+            "arXiv 2402.03300, eqs. 3 and 4",
+            None,
+            "policy",
+            buffer="latest",
+            heeds=("clip", "kl_weight"),
+            tokens=GRPO,
+            uses_goodness=False,
         ),
         "ppo": Method(
             "arXiv 1707.06347, eq. 7",
@@ -268,9 +286,14 @@ METHODS = _Methods(
             heeds=("clip", "gae_lambda", "value_weight", "value_clip"),
             tokens=PPO,
         ),
-        "best-of-n": Method("likelihood of the best of n", best_of_n, "prior"),
+        "best-of-n": Method("likelihood of the best of n", best_of_n, "prior", uses_goodness=False),
         "quark": Method(
-            "arXiv 2205.13636", None, "policy", heeds=("kl_weight", "quantiles", "quark_prefix"), tokens=QUARK
+            "arXiv 2205.13636",
+            None,
+            "policy",
+            heeds=("kl_weight", "quantiles", "quark_prefix"),
+            tokens=QUARK,
+            uses_goodness=False,
         ),
     }
 )
@@ -287,16 +310,15 @@ def accepted_count(config: AlignConfig) -> int:
     return config.rso_accepted or max(2, config.n // RSO_CANDIDATES // 2 * 2)
 
 
-def rejection_sample(reward: np.ndarray, count: int, temperature: float, draws: np.random.Generator) -> list[int]:
-    """Accept candidates with probability exp((r − largest r left) / temperature), without replacement, in sweeps.
+def rejection_sample(log_goodness: np.ndarray, count: int, draws: np.random.Generator) -> list[int]:
+    """Accept candidates with probability goodness / (largest goodness left), without replacement, in sweeps.
 
-    Where the candidates hold the largest reward there is, what the first sweep accepts follows p · exp(r/temperature)
-    exactly; later sweeps, which are made until there are enough, do not.
+    Where the candidates hold the largest goodness there is, what the first sweep accepts follows p · p(G=1|y,x)
+    exactly; later sweeps, which are made until there are enough, do not. What has no goodness comes last.
 
     Args:
-        reward: (G,) of candidates from the prior.
+        log_goodness: (G,) log p(G=1|y,x) of candidates from the prior, nats, up to a constant.
         count: How many to accept, at most G.
-        temperature: That of the target.
         draws: Source of the uniform draws.
 
     Returns:
@@ -304,19 +326,20 @@ def rejection_sample(reward: np.ndarray, count: int, temperature: float, draws: 
 
     Source: arXiv 2309.06657, algorithm 1.
     """
-    left, accepted = list(range(len(reward))), list[int]()
-    while len(accepted) < count:
-        threshold = np.exp((reward[left] - reward[left].max()) / temperature)
-        passed = [i for i, limit in zip(left, threshold, strict=True) if draws.random() < limit]
+    left, accepted = [i for i, value in enumerate(log_goodness) if value > -np.inf], list[int]()
+    hopeless = [i for i, value in enumerate(log_goodness) if value == -np.inf]
+    while len(accepted) < count and left:
+        chance = np.exp(log_goodness[left] - log_goodness[left].max())
+        passed = [i for i, limit in zip(left, chance, strict=True) if draws.random() < limit]
         accepted += passed
         left = [i for i in left if i not in passed]
-    return accepted[:count]
+    return [*accepted, *hopeless][:count]
 
 
-def _accepted(group: ScoredGroup, config: AlignConfig) -> list[int]:
+def _accepted(group: ScoredGroup, log_goodness: np.ndarray, config: AlignConfig) -> list[int]:
     """The candidates of a group that rejection sampling accepts: the same whenever they are asked for."""
     draws = stream(config.seed, "rejection", group.phase, group.prompt.prompt_id)
-    return rejection_sample(group.reward, accepted_count(config), config.temperature, draws)
+    return rejection_sample(log_goodness, accepted_count(config), draws)
 
 
 def _users_coefficients(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,17 +14,19 @@ from typing import Annotated, Any
 
 import tyro
 
-from llm.config import AlignConfig, parse_command
+from llm.config import AlignConfig, parse_command, validate
 from llm.console import entry_point, say
 from llm.errors import UserError
-from llm.experiments import tables
+from llm.experiments import studies, tables
 from llm.experiments.cells import Cell, CellStore, Row, run_cells
-from llm.experiments.studies import RATES, STUDIES, Arm, Study
+from llm.experiments.studies import RATES, STUDIES, Arm, Study, study
 from llm.models import folder_fingerprint
 from llm.plugins import load_callable
 from llm.rewards import function_fingerprint
-from llm.run_folder import versions
+from llm.run_folder import lock_run, versions
+from llm.store import write_text
 from llm.streams import text_fingerprint
+from llm.tables import read_rows
 
 QUICK: dict[str, Any] = {"e": 2, "m": 16, "n": 4, "k": 4, "batch": 4, "validation_count": 16, "test_count": 32}
 """Sizes of `--quick`: whether everything works, not what is true."""
@@ -41,6 +45,8 @@ class ExperimentsCommand:
     """Seeds of each arm; the learning rate is chosen on the first one."""
     quick: bool = False
     """Tiny runs of one seed and one learning rate: to see that everything works."""
+    pairs: str = ""
+    """Preference pairs for DPO in table1: a .jsonl file with prompt, chosen and rejected."""
     arms: tuple[str, ...] = ()
     """Only these rows of the table."""
     processes: int = 2
@@ -60,15 +66,39 @@ def main(arguments: Sequence[str]) -> None:
     base = parse_command(settings).settings
     base = dataclasses.replace(base, tracker="none", threads=1, **(QUICK if command.quick else {}))
     world, folder = world_fingerprint(base), Path(command.out)
+    if base.rollouts:
+        raise UserError("--rollouts: experiments sample by themselves; --pairs gives DPO its pairs.")
+    pairs = str(_as_groups(Path(command.pairs), folder / "pairs.jsonl")) if command.pairs else ""
+    asked = {name: _chosen(study(name, base, pairs), command.arms) for name in names}
+    for arm in itertools.chain.from_iterable(each.arms for each in asked.values()):
+        validate(arm.config(base))
     folder.mkdir(parents=True, exist_ok=True)
+    with lock_run(folder):
+        _run_all(asked, base, world, folder, command, f"python -m llm.experiments {shlex.join(arguments)}")
+
+
+def _run_all(
+    asked: dict[str, Study], base: AlignConfig, world: str, folder: Path, command: ExperimentsCommand, line: str
+) -> None:
+    """Run the experiments one by one, each with its files at its end."""
     store = CellStore(folder / "cells.csv")
-    line = f"python -m llm.experiments {shlex.join(arguments)}"
-    for name in names:
-        study = _chosen(STUDIES[name](base), command.arms)
-        runs = _run(study, base, world, store, folder / "runs", command)
+    for name, each in asked.items():
+        runs = _run(each, base, world, store, folder / "runs", command)
         stamp = {"world": world[:16], "settings": _settings_hash(base), "version": versions()["brain-align"]}
-        tables.write(folder, name, study, runs, stamp, line)
+        tables.write(folder, name, each, runs, stamp, line)
         say((folder / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def _as_groups(pairs: Path, target: Path) -> Path:
+    """Write preference pairs as groups of two, the preferred one with score 1."""
+    rows = []
+    for number, row in read_rows(pairs):
+        texts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{pairs}, row {number}: needs the texts prompt, chosen and rejected. Mend the row.")
+        rows.append(json.dumps({"prompt": texts[0], "completions": texts[1:], "scores": [1.0, 0.0]}) + "\n")
+    write_text(target, "".join(rows))
+    return target
 
 
 def _chosen(study: Study, labels: Sequence[str]) -> Study:
@@ -103,7 +133,7 @@ def _cell(arm: Arm, base: AlignConfig, world: str, rate: float, seed: int) -> Ce
     if not arm.shares or config.method == "dpo-sft-iw-n":
         return Cell(config, world)
     sampled = {name: getattr(config, name) for name in ("e", "m", "n")}
-    source = dataclasses.replace(base, method="dpo-sft-iw-n", seed=seed, **sampled)
+    source = dataclasses.replace(studies.arm("dpo-sft-iw-n").config(base), seed=seed, **sampled)
     return Cell(config, world, Cell(source, world))
 
 
@@ -129,11 +159,11 @@ def world_fingerprint(config: AlignConfig) -> str:
         config: The base settings.
     """
     parts = []
-    for name in ("model", "prompts", "test_prompts", "reward", "judge"):
+    for name in ("model", "prompts", "test_prompts", "reward", "judge", "tokenizer", "sft_adapter"):
         source = getattr(config, name)
-        if Path(source).is_dir():
+        if source and Path(source).is_dir():
             parts.append(folder_fingerprint(Path(source)))
-        elif Path(source).is_file():
+        elif source and Path(source).is_file():
             parts.append(text_fingerprint(Path(source).read_bytes().hex()))
         elif ":" in source and name in ("reward", "judge"):
             parts.append(function_fingerprint(source, load_callable(source, option=f"--{name}")))

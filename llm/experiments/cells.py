@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import multiprocessing
@@ -19,12 +20,14 @@ from tqdm import tqdm
 
 from llm.config import AlignConfig
 from llm.errors import UserError
+from llm.plugins import load_callable
+from llm.rewards import function_fingerprint
 from llm.run_folder import stored_config, versions
-from llm.store import ShardFolder, read_json, write_text
+from llm.store import ShardFolder, read_events, read_json, write_text
 from llm.streams import text_fingerprint
 
 LETTERS = {1: "W", 0: "T", -1: "L"}
-NOT_MEANING = ("out", "tracker", "threads", "validate_every", "checkpoint_every", "sample_rows", "train_rows")
+NOT_MEANING = ("out", "tracker", "threads", "checkpoint_every", "sample_rows", "train_rows", "reward_rows")
 """Settings that do not change what a cell finds, or do so by rounding only."""
 
 
@@ -45,14 +48,25 @@ class Cell:
     @property
     def key(self) -> str:
         """Names the cell by its settings and world."""
-        settings = {
-            k: v for k, v in dataclasses.asdict(self.config).items() if k not in (*NOT_MEANING, *WORLD_SETTINGS)
-        }
-        return text_fingerprint([settings, self.world, self.store.key if self.store else ""])[:16]
+        names = [f.name for f in dataclasses.fields(AlignConfig) if f.name not in (*NOT_MEANING, *WORLD_SETTINGS)]
+        chosen = {name: getattr(self.config, name) for name in names}
+        changed = {name: value for name, value in chosen.items() if value != getattr(AlignConfig(), name)}
+        store = self.store.key if self.store else ""
+        return text_fingerprint([changed, self.world, _content(self.config), store])[:16]
 
 
-WORLD_SETTINGS = ("model", "prompts", "reward", "judge", "test_prompts", "rollouts")
+WORLD_SETTINGS = ("model", "prompts", "reward", "judge", "test_prompts", "tokenizer", "sft_adapter", "rollouts")
 """Settings that name files: their contents are the world."""
+
+
+def _content(config: AlignConfig) -> list[str]:
+    """Fingerprints of what a cell's settings only name: given completions, and functions of the user's."""
+    found = [hashlib.sha256(Path(config.rollouts).read_bytes()).hexdigest()] if Path(config.rollouts).is_file() else []
+    for option in ("method", "goodness"):
+        name = getattr(config, option)
+        if ":" in name:
+            found.append(function_fingerprint(name, load_callable(name, option=f"--{option}")))
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,8 @@ class Row:
         rewards: The same by the reward model.
         kl_to_prior: Nats, over the test prompts; `completion_length` in tokens likewise.
         completions: Completions sampled; `backward_completions` those in backward passes, each counted every time.
-        seconds: Wall time of the run.
+        seconds: Wall time of the run's last session, and of its store's sampling and scoring.
+        prompts: Fingerprint of the test prompts, in order.
         version: Of this package.
     """
 
@@ -93,6 +108,7 @@ class Row:
     completions: int
     backward_completions: int
     seconds: float
+    prompts: str
     version: str
 
 
@@ -209,9 +225,18 @@ def row_of(cell: Cell, folder: Path, base: AlignConfig) -> Row:
         completion_length=after["completion_length"]["estimate"],
         completions=summary["counts"]["completions"],
         backward_completions=config.e * config.k * config.batch * config.n,
-        seconds=summary["seconds"],
+        seconds=summary["seconds"] + _sampling_seconds(cell, folder),
+        prompts=text_fingerprint([row["prompt_id"] + row["prompt"] for row in _after(folder)])[:16],
         version=versions()["brain-align"],
     )
+
+
+def _sampling_seconds(cell: Cell, folder: Path) -> float:
+    """What the completions cost that this cell took from another."""
+    if not cell.store:
+        return 0.0
+    events = read_events(folder.parent / cell.store.key / "metrics.jsonl")
+    return float(sum(event["seconds"] for event in events if event["event"] == "phase"))
 
 
 def _differences(config: AlignConfig, base: AlignConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.config import AlignConfig
-from llm.methods import METHODS
+from llm.methods import METHODS, method_settings
 
 RATES = (0.3, 1.0, 3.0)
 """The grid of learning rates, times the base's."""
@@ -33,8 +33,11 @@ class Arm:
     shares: bool = False
 
     def config(self, base: AlignConfig) -> AlignConfig:
-        """Return the base settings with this arm's in place."""
-        return dataclasses.replace(base, **dict(self.changes))
+        """Return the base settings with this arm's in place, without what its method does not use."""
+        changes = dict(self.changes)
+        heeded = METHODS[changes["method"]].heeds
+        unused = {name: getattr(AlignConfig(), name) for name in method_settings() if name not in heeded}
+        return dataclasses.replace(base, **(unused | changes))
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,22 @@ def arm(method: str, label: str = "", **changes: Any) -> Arm:
     return Arm(label or method, (("method", method), *changes.items()), shares)
 
 
-def study(name: str, base: AlignConfig) -> Study:
-    """Return the experiment of that name for some base settings."""
-    return STUDIES[name](base)
+def study(name: str, base: AlignConfig, pairs: str = "") -> Study:
+    """Return the experiment of that name for some base settings, and pairs for DPO if there are."""
+    return table1(base, pairs) if name == "table1" else STUDIES[name](base)
 
 
-def table1(base: AlignConfig) -> Study:
-    """Table 1: BRAIn against DPO, DPO-sft, RSO, and every other method."""
-    arms = [arm(name) for name in (*TABLE1, *OTHERS)]
+def table1(base: AlignConfig, pairs: str = "") -> Study:
+    """Table 1: BRAIn against DPO-sft, RSO and every other method, and DPO where there are pairs for it.
+
+    Args:
+        base: The base settings.
+        pairs: A file of groups of two, a preferred completion and another one. DPO gets as many completions a step.
+    """
+    arms = [arm(name) for name in (*TABLE1, *OTHERS) if name != "dpo"]
+    if pairs:
+        groups = base.n // 2
+        arms.append(arm("dpo", rollouts=pairs, n=2, m=base.m * groups, batch=base.batch * groups))
     claims = [
         Claim(f"BRAIn beats {other} by the {who}", paper, "brain", other, judge)
         for other, pair in PAPER_TABLE1.items()

@@ -29,8 +29,7 @@ def decided(study: Study, runs: Runs) -> list[dict[str, Any]]:
     """Return each claim with its difference, interval and verdict."""
     found = []
     for claim in study.claims:
-        if claim.first in runs and claim.second in runs:
-            interval = _claimed(claim, runs)
+        if claim.first in runs and claim.second in runs and (interval := _claimed(claim, runs)):
             values = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
             found.append({"claim": claim.text, "paper": claim.paper, **values, "verdict": interval.verdict()})
     return found
@@ -59,7 +58,8 @@ def _figures(rows: Sequence[Row]) -> dict[str, Any]:
     values: dict[str, Any] = {"learning_rate": rows[0].learning_rate, "seeds": len(rows)}
     for figure in ("judge", "reward_model"):
         outcomes = [getattr(row, figure) for row in rows]
-        interval = mean_interval(wins(outcomes)) if all(outcomes) else None
+        same = len({row.prompts for row in rows}) == 1
+        interval = mean_interval(wins(outcomes), same_prompts=same) if all(outcomes) else None
         values |= {f"{figure}_{key}": getattr(interval, key, None) for key in Interval._fields}
     values["mean_reward"] = float(np.mean([np.mean(_numbers(row.rewards)) for row in rows]))
     for figure in ("kl_to_prior", "completion_length", "seconds"):
@@ -71,12 +71,16 @@ def _numbers(text: str) -> np.ndarray:
     return np.array([float(value) for value in text.split()])
 
 
-def _claimed(claim: Claim, runs: Runs) -> Interval:
-    """The difference that a claim is about, over the seeds that both arms have."""
+def _claimed(claim: Claim, runs: Runs) -> Interval | None:
+    """The difference that a claim is about, over the seeds that both arms have; None without a judge."""
     field = "judge" if claim.judge else "reward_model"
-    one, other = ({row.seed: getattr(row, field) for row in runs[label]} for label in (claim.first, claim.second))
+    one, other = ({row.seed: row for row in runs[label]} for label in (claim.first, claim.second))
     seeds = sorted(one.keys() & other.keys())
-    return difference(wins([one[seed] for seed in seeds]), wins([other[seed] for seed in seeds]))
+    letters = [[getattr(rows[seed], field) for seed in seeds] for rows in (one, other)]
+    if not all(letters[0]) or not all(letters[1]):
+        return None
+    same = len({one[seed].prompts for seed in seeds}) == 1
+    return difference(wins(letters[0]), wins(letters[1]), same_prompts=same)
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]], stamp: Mapping[str, Any]) -> str:
@@ -102,7 +106,11 @@ def _as_markdown(
     if claims:
         lines += ["", "| claim | the paper | difference | verdict |", "|---|---|---|---|"]
         lines += [f"| {c['claim']} | {c['paper']} | {_percent(c, '', signed=True)} | {c['verdict']} |" for c in claims]
-    lines += ["", "Intervals are 95 %, bootstrapped over seeds and prompts; differences are paired."]
+    lines += [
+        "",
+        "Intervals are 95 %: the wider of a bootstrap over seeds and prompts and Student's t on the seeds' means.",
+    ]
+    lines += ["Differences are paired by seed and prompt; nothing is corrected for the number of claims."]
     return "\n".join([*lines, ", ".join(f"{key} `{value}`" for key, value in stamp.items()) + ".", ""])
 
 

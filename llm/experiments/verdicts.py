@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 REPEATS = 4000
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -30,22 +31,30 @@ def wins(outcomes: Sequence[str]) -> np.ndarray:
     return np.array([[letter == "W" for letter in letters] for letters in outcomes], dtype=np.float64)
 
 
-def mean_interval(values: np.ndarray, *, seed: int = 0) -> Interval:
-    """Return the mean of values (S, P) over seeds and prompts, bootstrapped over seeds, then prompts of each.
+def mean_interval(values: np.ndarray, *, same_prompts: bool = False, seed: int = 0) -> Interval:
+    """Return the mean of values (S, P) over seeds and prompts with the wider of two 95 % intervals.
+
+    One is a bootstrap over seeds and prompts; with few seeds it sees too little of what differs between these. The
+    other is Student's t on the means of the seeds, where there are several.
 
     Args:
-        values: (S, P), a row for each seed, which has prompts of its own.
+        values: (S, P), a row for each seed.
+        same_prompts: Whether all seeds have the same prompts, in order, which are then resampled together.
         seed: Of the bootstrap's draws.
     """
     draws = np.random.default_rng(seed)
     runs, prompts = values.shape
+    shape = (REPEATS, 1) if same_prompts else (REPEATS, runs)
+    counts = draws.multinomial(prompts, np.full(prompts, 1 / prompts), size=shape)
     resampled = values[draws.integers(runs, size=(REPEATS, runs))]  # (R, S, P)
-    counts = draws.multinomial(prompts, np.full(prompts, 1 / prompts), size=(REPEATS, runs))
     means = (resampled * counts).sum((1, 2)) / (runs * prompts)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    by_seed = values.mean(1)
+    half = scipy.stats.t.ppf(0.975, runs - 1) * by_seed.std(ddof=1) / np.sqrt(runs) if runs > 1 else 0.0
+    centre = float(values.mean())
+    return Interval(centre, float(min(low, centre - half)), float(max(high, centre + half)))
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> Interval:
+def difference(one: np.ndarray, other: np.ndarray, *, same_prompts: bool = False) -> Interval:
     """Return the interval of the mean of one − other, (S, P) each, paired by seed and prompt."""
-    return mean_interval(one - other)
+    return mean_interval(one - other, same_prompts=same_prompts)

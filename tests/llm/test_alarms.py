@@ -28,7 +28,8 @@ def phase(distinct: float) -> dict[str, Any]:
 
 
 def validation(**values: float) -> dict[str, Any]:
-    return {"event": "validation", "step": 9, "mean_reward": 1.0, "completion_length": 10.0} | values
+    usual = {"mean_reward": 1.0, "completion_length": 10.0, "distinct_completions": 1.0}
+    return {"event": "validation", "step": 9} | usual | values
 
 
 def alarms_of(events: list[dict[str, Any]], config: AlignConfig = CONFIG) -> list[str]:
@@ -47,6 +48,8 @@ def alarms_of(events: list[dict[str, Any]], config: AlignConfig = CONFIG) -> lis
         ([step(gradient_signal=1.3 * FLOOR)] * STEPS, []),
         ([phase(0.9), phase(0.5), phase(0.4), phase(0.3)], ["diversity"]),
         ([phase(0.9), phase(0.46)], []),
+        ([validation(), validation(mean_reward=2.0, distinct_completions=0.4)], ["diversity"]),
+        ([phase(0.4), validation(), phase(0.3)], []),
         ([validation()] * 4, ["progress"]),
         ([validation()] * 3, []),
         ([validation(), validation(mean_reward=1.1), *[validation()] * 4], []),
@@ -58,6 +61,10 @@ def alarms_of(events: list[dict[str, Any]], config: AlignConfig = CONFIG) -> lis
 )
 def test_an_alarm_is_given_once_where_the_figures_say_so(events: list[dict[str, Any]], expected: list[str]) -> None:
     assert alarms_of(events) == expected
+
+
+def test_a_method_that_ignores_the_goodness_has_no_weights_to_warn_of() -> None:
+    assert alarms_of([step(ess_target=1.0)] * STEPS, AlignConfig(n=8, method="best-of-n")) == []
 
 
 def test_without_momentum_there_is_no_alarm_about_noise() -> None:

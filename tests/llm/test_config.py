@@ -355,6 +355,17 @@ def test_rejection_sampling_accepts_an_even_number_of_its_candidates(count: int)
         validate(dataclasses.replace(GIVEN, method="rso", rso_accepted=count))
 
 
+def test_labels_that_say_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--label-smoothing 0\.5: must be below 0\.5"):
+        validate(dataclasses.replace(GIVEN, method="cdpo", label_smoothing=0.5))
+
+
+@pytest.mark.parametrize("method", ["rso", "nca"])
+def test_methods_that_need_the_prior_itself_refuse_another_temperature(method: str) -> None:
+    with pytest.raises(UserError, match=f"--method {method} needs completions of the prior itself"):
+        validate(dataclasses.replace(GIVEN, method=method, sampling_temperature=0.7))
+
+
 @pytest.mark.parametrize("rule", ["some", "window", "window:0", "window:-1", "window:x", "latest:2", "window:\u0663"])
 def test_an_unknown_buffer_is_refused(rule: str) -> None:
     with pytest.raises(UserError, match=r"--buffer .*: must be all, latest or window:K"):

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from letter_world import LETTERS, letter_config
+from llm.config import validate
 from llm.errors import UserError
 from llm.experiments import cells as cells_module
 from llm.experiments.__main__ import _best, main, world_fingerprint
 from llm.experiments.cells import Cell, CellStore, Row
-from llm.experiments.studies import STUDIES, Arm
+from llm.experiments.studies import STUDIES, Arm, study
 from llm.experiments.verdicts import Interval, difference, mean_interval, wins
 
-ROW = Row("k", "w", "brain", 0, 1e-3, "{}", 4, 0.5, "WLTW", "WWLL", "1 2 3 4", "1 2 3 4", 0.1, 5.0, 48, 96, 1.5, "0")
+ROW = Row(
+    "k", "w", "brain", 0, 1e-3, "{}", 4, 0.5, "WLTW", "WWLL", "1 2 3 4", "1 2 3 4", 0.1, 5.0, 48, 96, 1.5, "p", "0"
+)
 ALIGN = ["--model", "model", "--prompts", "prompts.jsonl", "--reward", "letter_rewards:count_a", "--judge"]
 ALIGN += ["letter_rewards:grade", "--max-new-tokens", "6", "--temperature", "0.2", "--learning-rate", "0.01"]
 
@@ -78,8 +81,8 @@ def test_a_verdict_is_the_sign_of_the_interval(interval: tuple[float, float, flo
 
 def test_pairing_by_prompt_and_seed_narrows_a_difference() -> None:
     draws = np.random.default_rng(0)
-    easy = draws.random((3, 200)) < draws.random(200)
-    better = easy | (draws.random((3, 200)) < 0.1)
+    easy = draws.random((1, 600)) < draws.random(600)
+    better = easy | (draws.random((1, 600)) < 0.1)
     paired = difference(better.astype(float), easy.astype(float))
     shuffled = difference(better.astype(float), draws.permutation(easy.astype(float), axis=1))
     assert paired.low > 0
@@ -97,20 +100,53 @@ def test_the_interval_covers_the_mean_over_prompts() -> None:
 
 def test_every_study_has_arms_of_its_claims_and_settings_that_exist() -> None:
     base = letter_config(e=4, m=48, k=40, n=8, batch=8)
-    for name, make in STUDIES.items():
-        study = make(base)
-        known = [arm.label for arm in study.arms]
+    for name in STUDIES:
+        asked = study(name, base, "pairs.jsonl")
+        known = [arm.label for arm in asked.arms]
         assert len(set(known)) == len(known), name
-        assert {label for claim in study.claims for label in (claim.first, claim.second)} <= set(known), name
-        for arm in study.arms:
+        assert {label for claim in asked.claims for label in (claim.first, claim.second)} <= set(known), name
+        for arm in asked.arms:
             assert isinstance(arm, Arm)
-            arm.config(base)
+            validate(arm.config(dataclasses.replace(base, dpo_beta=0.3)))
+
+
+def test_dpo_gets_pairs_of_its_own_and_as_many_completions_a_step(in_letters: Path) -> None:
+    base = letter_config(e=4, m=48, k=40, n=8, batch=8)
+    assert "dpo" not in [arm.label for arm in study("table1", base).arms]
+    arm = next(arm for arm in study("table1", base, "pairs.jsonl").arms if arm.label == "dpo")
+    config = arm.config(base)
+    assert (config.n * config.batch, config.n * config.m) == (base.n * base.batch, base.n * base.m)
+
+
+def test_a_cell_changes_with_the_functions_and_files_that_it_names(in_letters: Path) -> None:
+    Path("my_methods.py").write_text("def half(g, config):\n    return 0 * g.reward\n")
+    Path("groups.jsonl").write_text("{}\n")
+    cells = [Cell(letter_config(method="my_methods:half"), "w"), Cell(letter_config(rollouts="groups.jsonl"), "w")]
+    before = [cell.key for cell in cells]
+    for file in ("my_methods.py", "groups.jsonl"):
+        Path(file).write_text(Path(file).read_text() + "\n")
+    assert all(cell.key != key for cell, key in zip(cells, before, strict=True))
+
+
+def test_prompts_that_all_seeds_share_are_resampled_together() -> None:
+    values = np.tile(np.random.default_rng(0).random(100) < 0.5, (3, 1)).astype(float)
+    together, apart = mean_interval(values, same_prompts=True), mean_interval(values)
+    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+
+
+def test_seeds_that_differ_widen_an_interval_beyond_what_a_bootstrap_of_three_sees() -> None:
+    values = np.repeat(np.array([[0.4], [0.5], [0.6]]), 1000, axis=1)
+    found = mean_interval(values)
+    half = 4.303 * 0.1 / np.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-3)
 
 
 def test_the_world_changes_with_the_files_in_it(in_letters: Path) -> None:
     config = letter_config(judge="letter_rewards:grade")
     before = world_fingerprint(config)
     assert before == world_fingerprint(dataclasses.replace(config, seed=3, out="x"))
+    Path("a_log.txt").write_text("beside the world")
+    assert before == world_fingerprint(config)
     with open("prompts.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "one more"}) + "\n")
     assert world_fingerprint(config) != before

@@ -16,19 +16,18 @@ import torch
 import brain_core
 from letter_world import letter_config, moved
 from llm import groups as groups_module
+from llm import proposal as proposal_module
 from llm.align import run
 from llm.config import AlignConfig, validate
 from llm.errors import UserError
 from llm.logprob import group_pairs, score, sequence_log_probs
 from llm.methods import METHODS, accepted_count, rejection_sample
 from llm.models import Policy, load_policy
-from llm.proposal import adapter_digest, improved_proposal
+from llm.proposal import Proposal, adapter_digest, gain, improved_proposal
 from llm.records import Prompt, ScoredGroup
 from llm.rollout import sample_groups
-from llm.store import ShardFolder
 from llm.streams import stream
 from llm.train import (
-    Objective,
     accumulate_gradient,
     group_coefficients,
     make_objective,
@@ -130,7 +129,7 @@ def plackett_luce_loss(log_q: torch.Tensor, group: ScoredGroup, config: AlignCon
 
 def rso_loss(log_q: torch.Tensor, group: ScoredGroup, config: AlignConfig) -> torch.Tensor:
     draws = stream(config.seed, "rejection", group.phase, group.prompt.prompt_id)
-    kept = rejection_sample(group.reward, accepted_count(config), config.temperature, draws)
+    kept = rejection_sample(group.reward / config.temperature, accepted_count(config), draws)
     part = dataclasses.replace(group, reward=group.reward[kept], log_prior=group.log_prior[kept])
     if config.rso_loss == "sigmoid":
         return preference_loss(lambda config: 0.0)(log_q[kept], part, config)
@@ -401,7 +400,7 @@ def test_rejection_sampling_follows_the_target() -> None:
     for repeat in range(3000):
         draws = np.random.default_rng([7, repeat])
         candidates = draws.choice(4, size=96, p=prior)
-        for index in rejection_sample(reward[candidates], 4, temperature, draws):
+        for index in rejection_sample(reward[candidates] / temperature, 4, draws):
             counts[candidates[index]] += 1
     target = prior * np.exp(reward / temperature)
     expected = counts.sum() * target / target.sum()
@@ -413,9 +412,27 @@ def test_rejection_sampling_follows_the_target() -> None:
 def test_rejection_sampling_takes_no_candidate_twice_and_as_many_as_asked() -> None:
     for count in range(1, 9):
         reward = np.linspace(0, 50, 8)
-        accepted = rejection_sample(reward, count, 1.0, np.random.default_rng(count))
+        accepted = rejection_sample(reward, count, np.random.default_rng(count))
         assert len(accepted) == len(set(accepted)) == count
-    assert rejection_sample(np.linspace(0, 500, 8), 3, 1.0, np.random.default_rng(0)) == [7, 6, 5]
+    assert rejection_sample(np.linspace(0, 500, 8), 3, np.random.default_rng(0)) == [7, 6, 5]
+
+
+def test_what_has_no_goodness_is_accepted_last() -> None:
+    nothing, something = -np.inf, 0.0
+    log_goodness = np.array([nothing, something, nothing, something])
+    assert rejection_sample(log_goodness, 3, np.random.default_rng(0)) == [1, 3, 0]
+    assert rejection_sample(np.full(4, nothing), 2, np.random.default_rng(0)) == [0, 1]
+
+
+def test_rejection_sampling_heeds_the_goodness(policy: Policy) -> None:
+    groups = scored_groups(policy, n=N)
+    log_policy = torch.tensor(score(policy, [p for g in groups for p in group_pairs(g)], N), dtype=torch.float64)
+    changes = ({}, {"goodness": "logistic", "temperature": 1.0})
+    found = [
+        group_coefficients(groups, log_policy, make_objective(settings("rso", seed=3, **change)))[0]
+        for change in changes
+    ]
+    assert not torch.equal(*found)
 
 
 def test_rejection_accepts_an_even_eighth_unless_told() -> None:
@@ -459,41 +476,59 @@ def _count_a() -> object:
     return load_reward("letter_rewards:count_a", device="cpu", batch_size=8)
 
 
-def test_gdcs_proposal_moves_only_to_a_policy_that_is_closer_to_the_target(in_letters: Path, tmp_path: Path) -> None:
-    config = letter_config(tmp_path, method="gdc")
-    policy = load_policy(config)
-    objective = Objective(config, lambda reward: reward)
-    groups = [dataclasses.replace(g, log_proposal=g.log_prior) for g in scored_groups(policy, n=4)]
-    first = improved_proposal(policy, tmp_path / "proposals", 0, [], objective, 12)
-    assert first.digest == adapter_digest(policy)
-    towards = _stepped(policy, groups, objective, 0.1)
-    here, away = adapter_digest(policy), _stepped(policy, groups, objective, -0.2)
-    policy.load_adapter_state(away)
-    stays = improved_proposal(policy, tmp_path / "proposals", 1, groups, objective, 12)
-    assert stays.digest == here
-    with stays.active():
-        assert adapter_digest(policy) == here
-    assert adapter_digest(policy) != here
-    policy.load_adapter_state(towards)
-    moves = improved_proposal(policy, tmp_path / "proposals", 2, groups, objective, 12)
-    assert moves.digest == adapter_digest(policy) != here
-    policy.load_adapter_state(away)
-    assert improved_proposal(policy, tmp_path / "proposals", 3, groups, objective, 12).digest == moves.digest
-    decisions = [ShardFolder(tmp_path / "proposals").read(f"phase-000{i}")[0] for i in range(4)]
-    assert [d["moves"] for d in decisions] == [True, False, True, False]
+def test_gdcs_proposal_moves_only_where_the_gain_is_above_0(in_letters: Path, tmp_path: Path) -> None:
+    """Phase by phase: the adapter that samples is the last one that gained, and the decision is not made again."""
+    policy, asked = load_policy(letter_config()), []
+
+    def of_gain(value: float) -> Callable[[object], float]:
+        return lambda before: (asked.append(before.digest), value)[1]
+
+    sampled, trained = [], []
+    for phase, value in enumerate((99.0, -0.1, 0.1, 0.0, -1.0)):
+        trained.append(adapter_digest(policy))
+        sampled.append(improved_proposal(policy, tmp_path, phase, of_gain(value)).digest)
+        assert improved_proposal(policy, tmp_path, phase, of_gain(-value)).digest == sampled[-1]
+        _move(policy, phase)
+    assert sampled == [trained[i] for i in (0, 0, 2, 2, 2)]
+    assert asked == [trained[i] for i in (0, 0, 2, 2)]  # phase 0 asks nobody
+    kept = improved_proposal(policy, tmp_path, 4, of_gain(1.0))
+    now = adapter_digest(policy)
+    with kept.active():
+        assert adapter_digest(policy) == trained[2]
+    assert adapter_digest(policy) == now != trained[2]
 
 
-def _stepped(policy: Policy, groups: list[ScoredGroup], objective: Objective, size: float) -> dict[str, torch.Tensor]:
-    """The adapter after a step of some size along SNIS's gradient; the policy itself stays."""
-    before = policy.adapter_state()
-    policy.model.zero_grad()
-    accumulate_gradient(policy, groups, Objective(letter_config(method="snis"), objective.log_goodness), 1.0)
+def _move(policy: Policy, seed: int) -> None:
+    """Change the adapter by a random step."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter -= size * parameter.grad
-    after = policy.adapter_state()
-    policy.load_adapter_state(before)
-    return after
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_the_gain_is_kl_less_kl_on_groups_of_its_own(in_letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 where nothing moved; on given groups, the difference of the two self-normalised estimates of KL(π‖·)."""
+    config = letter_config(method="gdc", m=8, temperature=0.3)
+    policy = load_policy(config)
+    before = Proposal(policy, "old", policy.adapter_state())
+    arguments = (policy, _count_a(), config, _prompts(policy), 1, before)
+    assert gain(*arguments) == pytest.approx(0.0, abs=1e-5)
+    _move(policy, 7)
+    seen: list[ScoredGroup] = []
+    sampled = proposal_module._sampled
+    monkeypatch.setattr(proposal_module, "_sampled", lambda *a: (seen.extend(s := sampled(*a)), s)[1])
+    found = gain(*arguments)
+    assert {group.prompt.prompt_id for group in seen} < set("abcdefg")
+    assert len(seen) == 2
+    expected = []
+    for group in seen:
+        weights = np.exp(group.log_prior + group.reward / 0.3 - group.log_proposal)
+        log_policy = np.array(score(policy, group_pairs(group), 4))
+        expected.append(float(weights @ (log_policy - group.log_proposal) / weights.sum()))
+    assert found == pytest.approx(np.mean(expected), rel=1e-6)
+    assert abs(found) > 0.01
+    with before.active():
+        assert score(policy, group_pairs(seen[0]), 4) == pytest.approx(seen[0].log_proposal.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("method", "buffer", "phases"), [("brain", "", 3), ("rloo", "", 1), ("brain", "window:2", 2)])
