@@ -6,8 +6,10 @@ others, and so change the prior.
 
 from __future__ import annotations
 
-from string import ascii_lowercase
+import itertools
+from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from llm.config import AlignConfig
@@ -15,9 +17,8 @@ from llm.errors import UserError
 
 
 def control_texts(config: AlignConfig) -> list[str]:
-    """Return the text of each quantile's control, the worst first; the best has the grade a."""
-    grades = reversed(ascii_lowercase[: config.quantiles])
-    return [config.quark_prefix.replace("{}", grade) for grade in grades]
+    """Return the text of each quantile's control, the worst first."""
+    return [config.quark_prefix.replace("{}", name) for name in config.quantiles]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, config: AlignConfig) -> tuple[tuple[int, ...], ...]:
@@ -30,9 +31,33 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, config: AlignConfig) -> t
     if len(set(found)) < len(found) or any(tokenizer.unk_token_id in ids for ids in found):
         raise UserError(
             f"--quark-prefix {config.quark_prefix!r}: this model's tokenizer has no token for some part of it, or the "
-            "same tokens for two grades. Choose a text of characters that the model knows."
+            "same tokens for two --quantiles. Choose texts of characters that it has."
         )
     return found
+
+
+def likeness(controls: Sequence[tuple[int, ...]], embeddings: torch.Tensor) -> float:
+    """Return how alike the quantiles' controls are to the model: the mean cosine between the embeddings of two.
+
+    A control's embedding is the mean over the tokens between what all controls begin and end with. Tokens that a model
+    never saw have nearly one embedding, so that it cannot tell controls of them apart.
+
+    Args:
+        controls: Tokens of two or more controls, all different.
+        embeddings: (V, d) the model's input embeddings.
+    """
+    start = _common(controls)
+    end = _common([control[start:][::-1] for control in controls])
+    own = [control[start : len(control) - end] or control for control in controls]
+    means = torch.stack([embeddings[list(tokens)].detach().float().mean(0) for tokens in own])
+    cosines = torch.nn.functional.cosine_similarity(means[:, None], means, dim=-1)
+    count = len(controls)
+    return float((cosines.sum() - count) / (count * (count - 1)))
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all rows begin with."""
+    return len(list(itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))))
 
 
 def with_control(token_ids: tuple[int, ...], control: tuple[int, ...], beginning: int | None) -> tuple[int, ...]:

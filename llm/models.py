@@ -33,7 +33,7 @@ from transformers.utils import find_adapter_config_file
 from llm import prefix_attention, processes, sft_adapter, sharding
 from llm.config import AlignConfig
 from llm.console import say
-from llm.controls import control_tokens, with_control
+from llm.controls import control_tokens, likeness, with_control
 from llm.errors import UserError
 from llm.records import Prompt
 from llm.sft_adapter import POLICY, SftAdapter
@@ -43,6 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|rotary_emb\.inv_freq)$")
 """Constants that old checkpoints hold beside the weights and that models now compute themselves."""
 
+ALIKE = 0.8
+"""Mean cosine between embeddings from which on a model hardly tells tokens apart."""
 VALUE_HEAD, CONTROL = "value_head", "control"
 """Parts of a policy beside its adapter, by the name of their file."""
 
@@ -160,6 +162,8 @@ def load_policy(config: AlignConfig) -> Policy:
     with processes.in_turn():  # until it is cut up, each has the whole base in the computer's memory
         policy = _loaded(config)
         sharding.cut(policy.model, devices)
+        if policy.value_head:
+            policy.value_head.to(policy.device)
     sharding.keep_step(policy.base)
     return policy
 
@@ -173,7 +177,7 @@ def _loaded(config: AlignConfig) -> Policy:
     tokenizer = load_tokenizer(base, config)
     return Policy(
         value_head=_value_head(base) if config.method == "ppo" else None,
-        controls=control_tokens(tokenizer, config) if config.method == "quark" else (),
+        controls=_controls(base, tokenizer, config) if config.method == "quark" else (),
         model=_with_adapters(base, adapter, config),
         tokenizer=tokenizer,
         end_ids=_end_ids(base, tokenizer, config.model),
@@ -190,9 +194,24 @@ def _part(state: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(f"{part}."): tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
 
 
+def _controls(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: AlignConfig
+) -> tuple[tuple[int, ...], ...]:
+    """Quark's control tokens; says so where the model can hardly tell them apart."""
+    controls = control_tokens(tokenizer, config)
+    found = likeness(controls, base.get_input_embeddings().weight)
+    if found > ALIKE:
+        say(
+            f"Warning: to this model the names of the --quantiles look alike (a cosine of {found:.2f} between their "
+            "embeddings), so it will hardly learn to tell them apart. Choose words that it knows."
+        )
+    return controls
+
+
 def _value_head(base: PreTrainedModel) -> torch.nn.Linear:
-    """A linear map of the last hidden state to one number, in float32, which starts at 0."""
-    head = torch.nn.Linear(base.get_output_embeddings().in_features, 1, device=base.device)
+    """A linear map of the last hidden state to one number, in float32 or better, which starts at 0."""
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    head = torch.nn.Linear(base.get_output_embeddings().in_features, 1, device=base.device, dtype=dtype)
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
     return head

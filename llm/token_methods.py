@@ -240,13 +240,13 @@ def mark_quantiles(batch: list[ScoredGroup], pool: Sequence[ScoredGroup], config
     So equal rewards are in one quantile, the largest ones in the best and the smallest ones in the worst, however many
     they are; if all are equal, all are the best.
     """
-    ordered = np.sort(np.concatenate([group.reward for group in pool]))
+    count, ordered = len(config.quantiles), np.sort(np.concatenate([group.reward for group in pool]))
 
     def quantile(reward: np.ndarray) -> np.ndarray:
         worse = np.searchsorted(ordered, reward, side="left")
         better = len(ordered) - np.searchsorted(ordered, reward, side="right")
-        below = np.where(worse + better > 0, config.quantiles * worse // np.maximum(1, worse + better), np.inf)
-        return np.minimum(1 + below, config.quantiles).astype(int)
+        below = np.where(worse + better > 0, count * worse // np.maximum(1, worse + better), np.inf)
+        return np.minimum(1 + below, count).astype(int)
 
     return [replace(group, quantile=quantile(group.reward)) for group in batch]
 

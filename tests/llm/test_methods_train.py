@@ -18,8 +18,11 @@ OWN = {
     "dpo": ["--n=2", "--batch=32"],
     "ipo": ["--dpo-beta=0.3"],
     "ppo": ["--learning-rate=0.003"],
+    "quark": ["--k=48", "--n=8", "--learning-rate=0.002", "--quark-prefix={}", "--quantiles"],
 }
 """Settings that some methods need at this size."""
+WORDS = [" Saturday", " Karen", " laptop", " umbrella", " Tokyo"]
+"""Quark's controls: words that the small model knows, as it does not know single letters."""
 
 
 @pytest.mark.slow
@@ -31,7 +34,8 @@ def test_a_method_raises_the_reward_on_the_embedded_default(
     options = [f"--method={method}", *SIZES, *OWN.get(method, [])]
     if method == "dpo":
         options.append(f"--rollouts={_pairs(tmp_path)}")
-    assert entry_point(main, [*options, "--out=run"]) == 0
+    words = WORDS if method == "quark" else []
+    assert entry_point(main, [*options, *words, "--out=run"]) == 0
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["change"]["mean_reward"]["low"] > 0, summary["change"]
 

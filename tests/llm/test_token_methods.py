@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from architectures import save_model
-from letter_world import LETTERS, letter_config, moved
+from child_runs import InDouble, run_apart, run_together
+from letter_world import LETTERS, letter_config, letter_tokenizer, moved, save_llama
 from llm.align import run
 from llm.checkpoint import load_best_adapter, model_card, save_adapter
 from llm.config import AlignConfig, validate
-from llm.controls import control_texts
+from llm.controls import control_texts, likeness
 from llm.errors import UserError
 from llm.groups import Collector
 from llm.logprob import group_pairs, score, score_tokens, sequence_log_probs
@@ -34,7 +36,7 @@ from llm.train import accumulate_gradient, draw_batch, make_objective, make_opti
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"clip": 0.05, "kl_weight": 0.3},
     "ppo": {"clip": 0.05, "gae_lambda": 0.7, "value_weight": 0.6, "value_clip": 0.1},
-    "quark": {"quantiles": 4, "kl_weight": 0.3},
+    "quark": {"quantiles": ("d", "c", "b", "a"), "kl_weight": 0.3},
 }
 """No constant is one that could be left out, and the clips are active."""
 
@@ -358,7 +360,7 @@ def test_a_few_phases_raise_the_reward(method: str, in_letters: Path, tmp_path: 
 
 def test_a_pool_is_cut_by_the_share_that_is_worse() -> None:
     pool = [rewarded([7.0, 1.0, 3.0, 9.0, 5.0]), rewarded([2.0, 8.0, 4.0, 6.0, 0.0])]
-    marked = mark_quantiles(pool[:1], pool, settings("quark", quantiles=5))
+    marked = mark_quantiles(pool[:1], pool, settings("quark", quantiles=tuple("abcde")))
     assert marked[0].quantile.tolist() == [4, 1, 2, 5, 3]
 
 
@@ -430,7 +432,7 @@ def test_the_policy_samples_and_scores_behind_its_control_once_a_step_was_made(
 
 
 def test_training_tells_the_quantiles_apart_by_their_controls(in_letters: Path, tmp_path: Path) -> None:
-    config = settings("quark", quantiles=2, learning_rate=3e-2, quark_prefix="{}", batch=4, kl_weight=0.0)
+    config = settings("quark", quantiles=("b", "a"), learning_rate=3e-2, quark_prefix="{}", batch=4, kl_weight=0.0)
     policy = load_policy(config)
     groups = collected(policy, config, tmp_path)
     optimizer, objective = make_optimizer(policy, config), make_objective(config)
@@ -476,12 +478,30 @@ def test_controls_that_the_tokenizer_cannot_write_are_refused(prefix: str, in_le
         load_policy(settings("quark", quark_prefix=prefix))
 
 
-def test_the_grades_run_from_a_the_best(in_letters: Path) -> None:
-    assert control_texts(settings("quark", quantiles=3, quark_prefix="so {} {}: ")) == [
-        "so c c: ",
-        "so b b: ",
-        "so a a: ",
-    ]
+def test_a_controls_text_holds_the_quantiles_name() -> None:
+    config = settings("quark", quantiles=("bad", "good"), quark_prefix="so {} {}: ")
+    assert control_texts(config) == ["so bad bad: ", "so good good: "]
+
+
+def test_controls_are_compared_where_they_differ() -> None:
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [3.0, 4.0]])
+    assert likeness([(3, 0, 3), (3, 1, 3)], embeddings) == pytest.approx(0)
+    assert likeness([(0,), (3,)], embeddings) == pytest.approx(0.6)
+    assert likeness([(0,), (1,), (2,)], embeddings) == pytest.approx(-1 / 3)
+    assert likeness([(3, 3), (3, 3, 0, 0)], embeddings) == pytest.approx(0.6)
+
+
+def test_quantiles_that_look_alike_to_the_model_are_told(
+    in_letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_policy(settings("quark"))
+    assert capsys.readouterr().err == ""
+    folder = save_llama(tmp_path / "model", letter_tokenizer())
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] += 0.1  # what no training told apart
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    load_policy(settings("quark", model=str(folder)))
+    assert "the names of the --quantiles look alike (a cosine of 0.9" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_control_that_leaves_no_room_is_told_with_the_prompt(in_letters: Path) -> None:
@@ -510,8 +530,9 @@ REFUSED = {
         {"rollouts": "some.jsonl"},
         "--rollouts some.jsonl: --method grpo needs the log-prob of every",
     ),
+    "one quantile": ("quark", {"quantiles": ("a",)}, "--quantiles a: must be two names or more"),
     "--gae-lambda": ("ppo", {"gae_lambda": 1.1}, "--gae-lambda 1.1: must be at most 1"),
-    "--quantiles": ("quark", {"quantiles": 27}, "--quantiles 27: must be 2 to 26"),
+    "--quantiles": ("quark", {"quantiles": ("a", "b", "a")}, "--quantiles a b a: must be two names or more"),
     "--quark-prefix": ("quark", {"quark_prefix": "best "}, "--quark-prefix 'best ': must hold {}"),
 }
 
@@ -530,3 +551,19 @@ def test_rewards_that_overflow_are_told(method: str, in_letters: Path, tmp_path:
     broken = [dataclasses.replace(group, reward=np.array([np.inf, 0, 0, 0])) for group in groups]
     with pytest.raises(UserError, match="importance weights cannot be computed"):
         accumulate_gradient(policy, broken, make_objective(config), 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ORACLES)
+def test_two_processes_train_what_one_does(method: str, letters: Path, tmp_path: Path) -> None:
+    """In float64; the value head is summed over the processes with the adapter."""
+    sizes = {"k": 2, "m": 5, "sample_rows": 4, "train_rows": 4, "test_count": 2, "validation_count": 2}
+    one, two = (settings(method, out=str(tmp_path / name), **sizes) for name in ("one", "two"))
+    assert run_apart(one, letters, sabotage=InDouble()) == 0
+    statuses, said = run_together(two, letters, sabotage=InDouble())
+    assert statuses == [0, 0], said
+    last = Path("checkpoints", "last", "adapter.safetensors")
+    alone, together = (safetensors.torch.load_file(tmp_path / name / last) for name in ("one", "two"))
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        assert (tensor.double() - together[name].double()).abs().max() < 1e-12
