@@ -58,15 +58,18 @@ def page(folders: Sequence[Path]) -> str:
     runs = dict(zip(ascii_uppercase, map(read_run, folders), strict=False))
     differing = differences(list(runs.values()))
     curves = image(overlay({name: run.events for name, run in runs.items()}, differing), "svg")
+    verdicts = _verdicts(runs, differing)
     content = {
         "runs": runs,
         "differing": [PARTS[part] for part in PARTS if part in differing],
-        "left_out": _left_out(list(runs.values()), differing),
+        "left_out": _left_out(runs, differing),
         "settings": differing_settings(runs),
         "figures": side_by_side(list(runs.values()), differing),
+        "further": {} if "held-out" in differing else further(runs, differing),
         "pairs": (pairs := _pairs(runs)),
         "paired": figure_rows(list(pairs.values()), PAIRED, lambda name: True),
-        "judges": [] if "held-out" in differing else _judges(runs),
+        "judges": [name for name, _ in verdicts],
+        "verdicts": verdict_rows([result for _, result in verdicts]),
         "samples": [] if "held-out" in differing else _samples(runs, differing),
         "curves": inline_picture(curves),
     }
@@ -109,6 +112,33 @@ def side_by_side(runs: Sequence[FinishedRun], differing: set[str]) -> list[tuple
     return [(label, list(zip(cells[::2], cells[1::2], strict=True))) for label, cells in rows]
 
 
+def further(runs: Mapping[str, FinishedRun], differing: set[str]) -> dict[str, list[tuple[str, list[str]]]]:
+    """Return the figures, comparable ones only, of the evaluations that all runs have by one name and of one size.
+
+    Args:
+        runs: The runs.
+        differing: In what they differ.
+
+    Returns:
+        By the evaluation's name, (name for people, text of each run); none on other prompts than the held-out ones.
+    """
+    found = [run.evaluations() for run in runs.values()]
+    names = [name for name in found[0] if all(_are_alike(one.get(name), found[0][name]) for one in found)]
+    return {
+        name: figure_rows(
+            [one[name]["figures"] for one in found], LABELS, lambda figure: not differing & needed(figure)
+        )
+        for name in names
+    }
+
+
+def _are_alike(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
+    """Whether two evaluations, each of one run alone, are of the held-out prompts and of one size."""
+    if one is None or "against" in one or "against" in other:
+        return False
+    return one["prompts"] is None is other["prompts"] and one["counts"] == other["counts"]
+
+
 def needed(name: str) -> set[str]:
     """Return what runs must have in common for a figure to mean the same in all of them."""
     return next((set(parts) for beginning, parts in NEEDS if name.startswith(beginning)), set(PARTS))
@@ -138,12 +168,14 @@ def _world(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _left_out(runs: Sequence[FinishedRun], differing: set[str]) -> list[str]:
+def _left_out(runs: Mapping[str, FinishedRun], differing: set[str]) -> list[str]:
     """The names of what some run measured and the page does not show, for it does not mean the same in all."""
-    columns = [run.summary[when] for run in runs for when in ("before", "after")]
+    columns = [run.summary[when] for run in runs.values() for when in ("before", "after")]
     figures = [label for label, _ in figure_rows(columns, LABELS, lambda name: bool(differing & needed(name)))]
     kept = comparable_panels(differing)
-    return figures + [f"curve: {panel.first or panel.title}" for panel in PANELS if panel not in kept]
+    curves = [f"curve: {panel.first or panel.title}" for panel in PANELS if panel not in kept]
+    is_judged = len(_verdicts(runs, set())) > len(_verdicts(runs, differing))
+    return figures + curves + (["verdicts of language models"] if is_judged else [])
 
 
 def _pairs(runs: Mapping[str, FinishedRun]) -> dict[str, dict[str, Any]]:
@@ -166,9 +198,14 @@ def _records(rows: Sequence[Row]) -> list[EvalRecord]:
     return [EvalRecord.from_row(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def _judges(runs: Mapping[str, FinishedRun]) -> list[tuple[str, dict[str, str]]]:
-    """The results of judges that are language models, each with its run."""
-    return [(name, row) for name, run in runs.items() for row in verdict_rows(run.verdicts())]
+def _verdicts(runs: Mapping[str, FinishedRun], differing: set[str]) -> list[tuple[str, dict[str, Any]]]:
+    """The results of judges that are language models, each with its run; none against references that differ."""
+    found = [(name, one) for name, run in runs.items() for one in run.verdicts()]
+    return [
+        (name, one)
+        for name, one in found
+        if not differing & {"held-out", *(["references"] if one["against"] == "references" else [])}
+    ]
 
 
 def _samples(runs: Mapping[str, FinishedRun], differing: set[str]) -> list[tuple[str, list[tuple[str, str, str]]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,11 @@ PAIRED = {
     "completion_length": ("completion length (tokens), difference", "{:+z.1f}"),
 }
 """The same head to head."""
+OUTCOMES = {"wins": "win", "ties": "tie", "losses": "loss"}
 UNKNOWN = "–"
 LINE_PRINTED = 300
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$])")
+SPECIAL = re.compile(r"[\\`*_<>&|~$]|(?<=\])\(")
 
 
 def template(name: str) -> jinja2.Template:
@@ -91,7 +92,7 @@ def interval(value: Estimate | None, form: str) -> str:
 
 
 def figure_rows(
-    columns: list[Mapping[str, Any]], labels: Mapping[str, tuple[str, str]], is_shown: Callable[[str], bool]
+    columns: Sequence[Mapping[str, Any]], labels: Mapping[str, tuple[str, str]], is_shown: Callable[[str], bool]
 ) -> list[tuple[str, list[str]]]:
     """Return the figures that were measured in some column.
 
@@ -110,23 +111,17 @@ def figure_rows(
     ]
 
 
-def verdict_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return the results of a judge that is a language model, as text.
+def verdict_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the results of judges that are language models, side by side as text.
 
     Args:
         results: What `judge/<name>.json` hold.
+
+    Returns:
+        (what it is, text of each result).
     """
-    return [
-        {
-            "judge": result["judge_model"],
-            "against": result["against"],
-            "asked": f"{result['prompts']} prompts, prompt {result['prompt']}, order {result['order']}",
-            **{name: interval(result[f"{name}_rate"], "{:.1%}") for name in ("win", "tie", "loss")},
-            "none": ", ".join(f"{result['counts'][name]} {name}" for name in ("unanswered", "cut", "unparsed")),
-            "agreement": interval(result["order_agreement"], "{:.1%}"),
-        }
-        for result in results
-    ]
+    texts = [_verdict(result) for result in results]
+    return [(name, [text[name] for text in texts]) for name in texts[0]] if texts else []
 
 
 def image(figure: Figure, suffix: str) -> bytes:
@@ -152,6 +147,20 @@ def inline_picture(svg: bytes) -> markupsafe.Markup:
     return markupsafe.Markup(text[text.index("<svg") :])
 
 
+def _verdict(result: dict[str, Any]) -> dict[str, str]:
+    """A result of `llm.judge` as text, by what it is."""
+    rates = {name: interval(result[f"{key}_rate"], "{:.1%}") for name, key in OUTCOMES.items()}
+    faults = [f"{count} {name}" for name, count in result["counts"].items() if name not in OUTCOMES.values()]
+    return {
+        "judge": result["judge_model"],
+        "against": result["against"],
+        "asked": f"{result['prompts']} prompts; prompt {result['prompt']}, order {result['order']}",
+        **rates,
+        "no outcome": ", ".join(faults),
+        "the two orders agree": interval(result["order_agreement"], "{:.1%}"),
+    }
+
+
 def _visible(value: Any) -> Any:
     """A value of a template with control characters, which steer terminals and vanish from pages, as escapes."""
     if not isinstance(value, str) or not CONTROL.search(value):
@@ -172,4 +181,4 @@ def _fenced(text: object) -> str:
 
 def _inline(text: object) -> str:
     """Text within a line or a cell of Markdown, nothing in it being markup."""
-    return SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    return SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))

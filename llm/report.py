@@ -123,7 +123,7 @@ def _page(content: dict[str, Any], curves: bytes) -> str:
 
 def _content(run: FinishedRun) -> dict[str, Any]:
     """Everything that the templates show."""
-    evaluations = run.evaluations()
+    evaluations, verdicts = run.evaluations(), run.verdicts()
     alone = {name: found for name, found in evaluations.items() if "against" not in found}
     opponents = {name: found for name, found in evaluations.items() if "against" in found}
     return {
@@ -134,7 +134,8 @@ def _content(run: FinishedRun) -> dict[str, Any]:
         "evaluated": _figures_of(alone, LABELS),
         "opponents": opponents,
         "opposed": _figures_of(opponents, PAIRED),
-        "verdicts": verdict_rows(run.verdicts()),
+        "judged": len(verdicts),
+        "verdicts": verdict_rows(verdicts),
         "samples": list(zip(run.before, run.after, strict=True))[:SAMPLES_SHOWN],
         "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
     }

@@ -21,7 +21,7 @@ from llm.logprob import score
 from llm.models import Policy, load_policy
 from llm.prompts import encode_prompt, load_prompts
 from llm.records import Completion, Prompt
-from llm.rewards import AnyReward, configured_reward, on_device, rewards_of
+from llm.rewards import AnyReward, ReferenceSubtracted, configured_reward, on_device, rewards_of
 from llm.rollout import sample_groups
 from llm.run_folder import IDENTITY_FILE, check_model, stored_config
 from llm.store import ShardFolder, read_json
@@ -87,9 +87,9 @@ def side_by_side(left: str, right: str, width: int) -> str:
 
 
 def _wrapped(text: str, column: int) -> list[str]:
-    """A text in lines that fit a column; spaces at their ends stay."""
+    """A text in lines that fit a column."""
     lines = printable(text).split("\n")
-    return [part for line in lines for part in textwrap.wrap(line, column, drop_whitespace=False) or [""]]
+    return [part for line in lines for part in textwrap.wrap(line, column) or [""]]
 
 
 def _reward(folder: Path, config: AlignConfig) -> AnyReward:
@@ -109,11 +109,11 @@ def _prompt(text: str, held_out: dict[str, Any], policy: Policy, config: AlignCo
         return Prompt("asked", asked, encode_prompt(policy.tokenizer, asked, source="--prompt"), None)
     token_ids = tuple(held_out["prompt_token_ids"])
     if not held_out["is_chat"]:
-        return Prompt("asked", held_out["prompt"], token_ids, None)
+        return Prompt("asked", held_out["prompt"], token_ids, held_out["reference"])
     first = load_prompts(config, policy.tokenizer, policy.context_length).test[0]  # a reward wants the messages
     if first.token_ids != token_ids:
         raise UserError(f"{config.out}: its prompts ({config.prompts}) changed since the run. Give one with --prompt.")
-    return replace(first, prompt_id="asked")
+    return replace(first, prompt_id="asked", reference=held_out["reference"])
 
 
 def _check_length(prompt: Prompt, policy: Policy, config: AlignConfig) -> None:
@@ -151,7 +151,9 @@ def _cells(
 
 
 def _rewards(reward: AnyReward, pairs: Sequence[tuple[Prompt, str]]) -> list[str]:
-    """The rewards of completions with their prompts, as they are shown."""
+    """The rewards of a prompt's completions as they are shown; where it has no reference, none is subtracted."""
+    if isinstance(reward, ReferenceSubtracted) and pairs[0][0].reference is None:
+        reward = reward.reward
     with on_device(reward):
         return [f"reward {value:.4g}, " for value in rewards_of(reward, pairs)]
 

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from finished_runs import NASTY, STEP, VALIDATION, Page, add_alarm, add_verdicts, events, make_run, normal, records
+from finished_runs import (
+    NASTY,
+    STEP,
+    VALIDATION,
+    Page,
+    add_alarm,
+    add_evaluation,
+    add_verdicts,
+    events,
+    make_run,
+    normal,
+    records,
+)
 from llm import comparison, report
 from llm.console import entry_point
 from llm.curves import PANELS, comparable_panels, overlay
@@ -40,18 +52,17 @@ def shown(page: str) -> str:
     return " ".join(" ".join(Page(page).cells).split())
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_runs_of_one_world_are_compared_in_all_figures_and_head_to_head(tmp_path: Path) -> None:
     folders = runs(tmp_path)
     page = comparison.page(folders)
     assert "All of it: the runs share" in page
+    assert "<svg" in page
     assert "Left out here" not in page
     rows = comparison.side_by_side([read_run(folder) for folder in folders], set())
     figures = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     cells = dict(rows)["mean reward"]
-    assert cells == [
-        tuple(interval(one[when]["mean_reward"], "{:z.2f}") for when in ("before", "after")) for one in figures
-    ]
+    rewards = [[one[when]["mean_reward"] for when in ("before", "after")] for one in figures]
+    assert cells == [tuple(interval(value, "{:z.2f}") for value in pair) for pair in rewards]
     assert all(text in page for pair in cells for text in pair)
     expected = head_to_head(records(TEXTS, reward=1.5), records(TEXTS, reward=0.5))
     assert interval(expected["reward_model_win_rate"], "{:.1%}") == "100.0% [43.9%, 100.0%]"
@@ -66,6 +77,7 @@ def test_every_two_runs_meet_head_to_head(tmp_path: Path) -> None:
     assert differences == {"A against B": -1.0, "A against C": -3.0, "B against C": -2.0}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("changes", "differing", "left"),
     [
@@ -98,7 +110,7 @@ def test_what_does_not_mean_the_same_in_all_runs_is_left_out_and_named(
     page = comparison.page(folders)
     for part in differing:
         assert f"<li>{comparison.PARTS[part]}</li>" in page
-    left_out = comparison._left_out(read, differing)
+    left_out = comparison._left_out(dict(zip("AB", read, strict=True)), differing)
     assert left_out
     assert not kept & set(left_out)
     assert "; ".join(left_out).replace("'", "&#39;") in page
@@ -130,6 +142,20 @@ def test_runs_with_other_references_still_meet_head_to_head_by_reward(tmp_path: 
     assert not any("wins" in label for label, _ in comparison.side_by_side(list(read.values()), {"references"}))
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_verdicts_against_references_that_differ_are_left_out_and_those_against_a_run_stay(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    add_verdicts(folders[0], "first-judge")
+    add_verdicts(folders[1], "second-judge", "first")
+    assert {"first-judge", "second-judge"} <= set(Page(comparison.page(folders)).cells)
+    rows = ShardFolder(folders[1] / "eval").read("after")
+    ShardFolder(folders[1] / "eval").write("after", [row | {"reference": "another"} for row in rows])
+    page = comparison.page(folders)
+    assert "first-judge" not in page
+    assert "second-judge" in page
+    assert "verdicts of language models" in page
+
+
 def test_grades_of_different_judges_are_not_compared(tmp_path: Path) -> None:
     folders = runs(tmp_path)
     for folder, name in zip(folders, ("judged-0", "judged-1"), strict=True):
@@ -142,10 +168,8 @@ def test_grades_of_different_judges_are_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_settings_that_differ_are_listed_and_others_are_not(tmp_path: Path) -> None:
-    first, second = (
-        {"config": f"n: 8\nout: {name}\nstop: [{stop}]\nlearning_rate: {rate}\n"}
-        for name, stop, rate in (("x", "a", 1e-3), ("y", "b", 2e-3))
-    )
+    first = {"config": "n: 8\nout: x\nstop: [a]\nlearning_rate: 1e-3\n"}
+    second = {"config": "n: 8\nout: y\nstop: [b]\nlearning_rate: 2e-3\n"}
     read = {name: read_run(folder) for name, folder in zip("AB", runs(tmp_path, first, second), strict=True)}
     assert comparison.differing_settings(read) == [
         ("stop", ["('a',)", "('b',)"]),
@@ -160,10 +184,26 @@ def test_alarms_judges_and_samples_stand_under_their_runs_letter(tmp_path: Path)
     add_verdicts(folders[1], "some-judge")
     page = comparison.page(folders)
     assert "B, step 5: gradients wander" in page
-    assert "B some-judge references" in shown(page)
-    assert page.count("reward 1.5</span>") == 1  # A's first completion
-    assert page.count("reward 0.5</span>") == 1
+    assert "<th></th><th>B</th></tr>\n<tr><td>judge</td><td>some-judge</td>" in page
+    assert page.count("reward 3.5</span>") == 1  # A's last completion
+    assert page.count("reward 0.5</span>") == 1  # B's first
     assert "None was given." not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_evaluations_of_one_name_on_the_held_out_prompts_stand_side_by_side(tmp_path: Path) -> None:
+    folders = runs(tmp_path)
+    for folder, texts in zip(folders, (["aa", "b"], ["cc", "d"]), strict=True):
+        add_evaluation(folder, "best-x4", texts)
+        add_evaluation(folder, "other", texts, prompts="other.jsonl")
+        add_evaluation(folder, "sizes", [*texts, *texts][: 2 + len(folder.name) % 2])
+    add_evaluation(folders[0], "alone", TEXTS)
+    read = dict(zip("AB", map(read_run, folders), strict=True))
+    assert list(comparison.further(read, set())) == ["best-x4"]
+    assert dict(comparison.further(read, set())["best-x4"])["mean reward"] == ["0.50 [-5.85, 6.85]"] * 2
+    kept = dict(comparison.further(read, {"reward"})["best-x4"])
+    assert kept.keys() & {"mean reward", "ties, judge"} == {"ties, judge"}
+    assert "mean reward 0.50 [-5.85, 6.85] 0.50 [-5.85, 6.85]" in shown(comparison.page(folders))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -205,10 +245,11 @@ def test_curves_of_several_runs_differ_in_dashes_and_markers(tmp_path: Path) -> 
 
 
 def test_panels_that_do_not_mean_the_same_are_not_drawn() -> None:
-    titles = [
-        axes.get_title() for axes in overlay({"A": events(), "B": events()}, {"prompts", "group"}).axes if axes.axison
+    drawn = [axes for axes in overlay({"A": events(), "B": events()}, {"prompts", "group"}).axes if axes.axison]
+    assert [axes.get_title() for axes in drawn] == [
+        "gradient norm before clipping",
+        "gradient signal (1: one direction)",
     ]
-    assert titles == ["gradient norm before clipping", "gradient signal (1: one direction)"]
     assert len(comparable_panels({"reward"})) == len(PANELS) - 2
 
 
@@ -238,6 +279,7 @@ def test_a_run_without_its_identity_is_refused(tmp_path: Path) -> None:
         comparison.page(folders)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("out", ["", "pages/both.html"])
 def test_the_command_writes_one_page_and_nothing_else(
     out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -251,4 +293,3 @@ def test_the_command_writes_one_page_and_nothing_else(
     assert set(tmp_path.rglob("*")) - files - {tmp_path / "pages"} == {page}
     text = page.read_text(encoding="utf-8")
     assert text == comparison.page([Path("first"), Path("second")])
-    assert "<svg" in text
