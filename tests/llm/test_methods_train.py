@@ -1,4 +1,4 @@
-"""Every method trains on the embedded default."""
+"""Every method trains on the embedded default, whose world is the user's own, prepared once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = [" Saturday", " Karen", " laptop", " umbrella", " Tokyo"]
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_raises_the_reward_on_the_embedded_default(
-    method: str, small_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = [f"--method={method}", *SIZES, *OWN.get(method, [])]
