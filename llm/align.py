@@ -358,7 +358,7 @@ def main(arguments: Sequence[str]) -> None:
         from llm.plan import report_plan
 
         print(dump_config(config))
-        print(report_plan(config, command.gpu))
+        print(processes.from_first(lambda: report_plan(config, command.gpu)))
         return
     run(config, resume=bool(command.resume))
 

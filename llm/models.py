@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -230,7 +230,10 @@ def load_base(source: str, config: AlignConfig) -> PreTrainedModel:
         options["device_map"] = {"": resolve_device(config.device)}
     _refuse_adapter(source)
     with _without_load_report():
-        model, loaded = load_pretrained(AutoModelForCausalLM, source, output_loading_info=True, **options)
+        model, loaded = load_pretrained(
+            AutoModelForCausalLM, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    refuse_other_shapes(f"--model {source}", loaded["mismatched_keys"])
     _refuse_gaps(source, loaded["missing_keys"], loaded["unexpected_keys"])
     if getattr(model, "_is_stateful", False):
         raise UserError(
@@ -262,6 +265,12 @@ def load_tokenizer(base: PreTrainedModel, config: AlignConfig) -> PreTrainedToke
         raise UserError(
             f"--tokenizer {source}: has {len(tokenizer)} tokens and --model {config.model} only {rows}, so it is not "
             "this model's. Give the tokenizer that the model was trained with."
+        )
+    end = base.config.get_text_config().eos_token_id
+    if config.tokenizer and isinstance(end, int) and end != tokenizer.eos_token_id:
+        raise UserError(
+            f"--tokenizer {source}: its end-of-sequence token is {tokenizer.eos_token_id}, and that of --model "
+            f"{config.model} is {end}, so it is not this model's. Give the tokenizer that the model was trained with."
         )
     return tokenizer
 
@@ -385,6 +394,23 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_no_report)
+
+
+def refuse_other_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse a checkpoint whose tensors have other shapes than its configuration says.
+
+    Args:
+        name: What is loaded, for the message.
+        mismatched: Of each such tensor its name, its shape in the files and its shape by the configuration.
+
+    Raises:
+        UserError: There is one.
+    """
+    for tensor, found, expected in sorted(mismatched, key=lambda entry: entry[0]):
+        raise UserError(
+            f"{name}: in its files {tensor} has shape {tuple(found)}, and by its config.json {tuple(expected)}. The two "
+            "do not belong together; get both anew."
+        )
 
 
 def _refuse_gaps(source: str, missing: set[str], unexpected: set[str]) -> None:

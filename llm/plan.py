@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from llm import models, prefix_attention, sft_adapter, shared_prefix
+from llm import models, prefix_attention, processes, sft_adapter, sharding, shared_prefix
 from llm.config import INPUTS, AlignConfig
 from llm.convert_reward import PUBLISHED, normal_form
 from llm.decoding import PlainDecoder, SharedPrefixDecoder
@@ -546,6 +546,8 @@ def base_bytes(policy: Policy, config: AlignConfig) -> float:
     """
     weights = {name: p for name, p in policy.base.named_parameters() if "lora_" not in name}
     buffers = sum(buffer.nbytes for buffer in policy.base.buffers())
+    if processes.cuts_model():
+        return sharding.planned_bytes(policy.base, processes.count()) + buffers
     packed = _quantized(policy.base) if config.quantization == "nf4" else set()
     sizes = (p.numel() * NF4_BYTES if name in packed else p.nbytes for name, p in weights.items())
     return sum(sizes) + buffers
@@ -722,9 +724,17 @@ def describe(plan: Plan, name: str) -> str:
             f"disk: {plan.disk.run / GIB:.1f} GiB for the run folder, {plan.disk.hub / GIB:.1f} in the hub's cache for "
             f"published models, {plan.disk.converted / GIB:.1f} in $BRAIN_CACHE for a converted reward model",
             "note: tokens through the reward model are approximate: by the policy's tokenizer, without padding.",
-            *(f"note: {note}" for note in plan.notes),
+            *(f"note: {note}" for note in (*plan.notes, *_launch_notes())),
         ]
     )
+
+
+def _launch_notes() -> list[str]:
+    """What the launch changes of a plan, which is that of one GPU."""
+    if processes.count() == 1:
+        return []
+    cut = ", its base cut over all of them" if processes.cuts_model() else ""
+    return [f"{processes.count()} processes share the run: memory is of each{cut}; times are for one doing all."]
 
 
 def _memory_lines(plan: Plan) -> list[str]:

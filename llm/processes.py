@@ -361,6 +361,14 @@ def _leave() -> None:
     _team.rank, _team.count, _team.serve = 0, 1, lambda failed: None
 
 
+def _close() -> None:
+    """End the connections of a process that is about to end: torch's threads would abort it now and then."""
+    from accelerate import PartialState
+
+    with contextlib.suppress(RuntimeError, ValueError):
+        PartialState().destroy_process_group()
+
+
 def _gathered(value: object) -> list[Any]:
     """The values of all processes, in their order, among them those that say that one failed."""
     from accelerate.utils import gather_object
@@ -386,6 +394,7 @@ def _told_to_others() -> Iterator[None]:
             if lost and isinstance(error, RuntimeError):  # a collective operation within a pass through a cut-up model
                 _end_alone(lost)
         _wait_for_first()
+        _close()
         status = error.status if isinstance(error, EndedElsewhereError) else 2
         if isinstance(error, UserError) and (status != 2 or not is_first()):
             raise SystemExit(status) from error

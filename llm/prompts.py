@@ -322,7 +322,8 @@ def _static_row(row: Row, source: str, number: int) -> tuple[str, str]:
 
 def _meet_at_a_label(prompt: str, chosen: str) -> bool:
     """Whether a prompt ends, or an answer begins, with the assistant's label."""
-    return chosen.startswith("Assistant: ") or (prompt.endswith("Assistant:") and chosen.startswith(" "))
+    is_blank_or_spaced = not chosen or chosen.startswith(" ")
+    return chosen.startswith("Assistant: ") or (prompt.endswith("Assistant:") and is_blank_or_spaced)
 
 
 def _post_row(row: Row, source: str, number: int) -> tuple[str, str]:

@@ -32,7 +32,7 @@ from llm import processes, records
 from llm.config import AlignConfig
 from llm.console import memory_errors
 from llm.errors import UserError
-from llm.models import DTYPES, first_line, folder_fingerprint, resolve_device
+from llm.models import DTYPES, first_line, folder_fingerprint, refuse_other_shapes, resolve_device
 from llm.plugins import load_callable
 
 CONFIG_KEY = "brain_reward"
@@ -494,12 +494,13 @@ def read_model(path: str, *, device: str, dtype: str, **options: Any) -> tuple[A
             tokenizer = AutoTokenizer.from_pretrained(path)
             kind = precision(AutoConfig.from_pretrained(path), dtype, device)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=kind, output_loading_info=True, **options
+                path, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{path}: cannot be loaded as a sequence-classification model with one output ({first_line(error)})."
         ) from error
+    refuse_other_shapes(path, report["mismatched_keys"])
     return model, tokenizer, report
 
 

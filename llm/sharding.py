@@ -75,7 +75,7 @@ def cut(model: peft.PeftModel, mesh: DeviceMesh) -> None:
     from torch.distributed.tensor import DTensor
 
     base = model.get_base_model()
-    layers = _layers_named(base)
+    layers = layers_named(base)
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
@@ -111,6 +111,21 @@ def layers_of(base: torch.nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in base.modules() if isinstance(module, FSDPModule)][1:]
+
+
+def planned_bytes(base: PreTrainedModel, count: int) -> int:
+    """Return the bytes of a base's frozen weights that each of some processes will need at once.
+
+    These are its shares, what stays whole, and four layers: two are together in a pass, and the buffers through which
+    they are gathered may be as large again.
+
+    Args:
+        base: The base, whole, or without data.
+        count: Processes that it is to be cut over.
+    """
+    frozen = {id(p): p.nbytes for name, p in base.named_parameters() if "lora_" not in name}
+    layers = [sum(frozen.get(id(p), 0) for p in layer.parameters()) for layer in layers_named(base)]
+    return sum(frozen.values()) - sum(layers) + sum(layers) // count + 4 * max(layers)
 
 
 def bytes_held(model: torch.nn.Module) -> int:
@@ -189,8 +204,12 @@ def _at_gradient(note: Any, module: torch.nn.Module, inputs: Any, output: Any) -
         states.register_hook(lambda _: note())
 
 
-def _layers_named(base: PreTrainedModel) -> list[torch.nn.Module]:
-    """The modules that the architecture calls its layers."""
+def layers_named(base: PreTrainedModel) -> list[torch.nn.Module]:
+    """Return the modules that the architecture calls its layers.
+
+    Raises:
+        UserError: It names none.
+    """
     names = base._no_split_modules or ()
     layers = [module for module in base.base_model.modules() if type(module).__name__ in names]
     if not layers:

@@ -173,6 +173,6 @@ def _hub_rows(name: str) -> Iterator[tuple[int, Row]]:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{name}: neither a .jsonl, .jsonl.gz, .parquet or .csv file nor a data set that could be loaded "
-            f"({type(error).__name__}: {reason}). Check the name."
+            f"({type(error).__name__}: {reason}). Check the name and the connection, or give a file."
         ) from error
     yield from enumerate((dict(row) for row in rows), start=1)

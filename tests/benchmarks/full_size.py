@@ -89,6 +89,7 @@ def case_config(case: Case, shape: Shape, folder: Path, device: str) -> AlignCon
     """The preset's settings for one group of a random model."""
     preset = parse_command(["--preset", case.preset]).settings
     sizes = {"n": shape.n, "m": 1, "batch": 1, "sample_rows": shape.n, "train_rows": shape.n}
+    sizes |= {"validation_count": 1, "test_count": 1}  # the plan's peak is a rollout's, which is what is measured
     lengths = {"max_prompt_tokens": shape.prompt, "max_new_tokens": shape.completion, "stop": ()}
     paths = {
         "model": str(folder),

@@ -97,6 +97,16 @@ def test_a_damaged_weight_file_is_one_clear_paragraph(in_letters: Path, tmp_path
         load_policy(letter_config(model=str(tmp_path / "m")))
 
 
+def test_a_tokenizer_with_another_end_token_is_not_the_models(in_letters: Path, tmp_path: Path) -> None:
+    shutil.copytree("model", tmp_path / "m")
+    settings = json.loads((tmp_path / "m" / "config.json").read_text()) | {"eos_token_id": 5}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        UserError, match=r"--tokenizer model: its end-of-sequence token is 2, and that of --model .* is 5"
+    ):
+        load_policy(letter_config(model=str(tmp_path / "m"), tokenizer="model"))
+
+
 def test_a_device_that_is_not_there_is_refused(in_letters: Path) -> None:
     with pytest.raises(UserError, match="--device nonsense"):
         load_policy(letter_config(device="nonsense"))
@@ -125,7 +135,8 @@ RANDOM = f"--model .*/m: its files lack weights that would be random instead: {N
         ({NORM: None, "model.norm.weight": None}, {}, f"random instead: {NORM} and 1 more"),
         ({"score.weight": torch.zeros(1, 32)}, {}, "weights that the model has no place for: score.weight. The"),
         ({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}, {}, "no place for: .*q_proj.bias"),
-        ({NORM: torch.zeros(33)}, {}, "--model .*cannot load it"),
+        ({NORM: torch.zeros(33)}, {}, rf"in its files {NORM} has shape \(33,\), and by its config.json \(32,\)"),
+        ({NORM: torch.zeros(33)}, {"quantization": "nf4"}, rf"in its files {NORM} has shape \(33,\)"),
     ],
 )
 def test_a_checkpoint_whose_weights_are_not_exactly_the_models_is_refused(

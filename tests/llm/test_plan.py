@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from architectures import save_model
 from doc_tables import documented
 from letter_world import LETTERS, letter_config
-from llm import align, memory, prefix_attention
+from llm import align, memory, prefix_attention, processes, sharding
 from llm.align import run
 from llm.config import AlignConfig, parse_command
 from llm.console import entry_point
@@ -35,6 +35,7 @@ from llm.plan import (
     Tokens,
     _with_rows,
     base_bytes,
+    describe,
     log_probs,
     make_plan,
     model_settings,
@@ -366,3 +367,23 @@ def test_the_embedded_default_is_planned_once_it_is_prepared(
     assert "would prepare" not in said.err
     assert f"model: {world / 'model'}" in said.out
     assert "2 tokens on average" in said.out
+
+
+def test_a_base_cut_over_processes_needs_its_share_and_what_is_put_together(in_letters: Path) -> None:
+    """Of a model of two layers: what is whole, two eighths of a layer, and four layers."""
+    policy = load_policy(letter_config())
+    frozen = {name: p.nbytes for name, p in policy.base.named_parameters() if "lora_" not in name}
+    layer = sum(size for name, size in frozen.items() if ".layers.0." in name)
+    whole = sum(frozen.values()) - 2 * layer
+    assert sharding.planned_bytes(policy.base, 8) == whole + 2 * layer // 8 + 4 * layer
+
+
+def test_a_plan_behind_a_launcher_is_of_one_of_its_processes(in_letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = letter_config(train_rows=4)
+    alone = make_plan(config, GPU)
+    monkeypatch.setattr(processes._team, "count", 8)
+    assert make_plan(config, GPU).memory["base"] == alone.memory["base"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    cut = make_plan(config, GPU)
+    assert cut.memory["base"] != alone.memory["base"]
+    assert "8 processes share the run: memory is of each, its base cut" in describe(cut, "a100-80")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -290,3 +291,32 @@ def test_the_launchers_start_a_run(launcher: str, letters: Path, tmp_path: Path)
     assert done.stdout.count("over the reference, reward") == 1
     assert tokens(tmp_path / "two")[:20] == tokens(tmp_path / "one")[:20]
     assert distance(tmp_path / "two", tmp_path / "one") < 1e-3
+
+
+SPEAKS_UP = """
+import sys
+from llm import processes
+from llm.console import entry_point
+from llm.errors import UserError
+
+@processes.joined()
+def main(arguments):
+    raise UserError("boom")
+
+sys.exit(entry_point(main))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_end_in_an_error_end_with_status_2_every_time() -> None:
+    """Twelve pairs: with connections left open, one in seven aborted (SIGABRT) at the interpreter's end."""
+    for repeat in range(12):
+        shared = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            shared |= {"MASTER_PORT": str(probe.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+        pair = [
+            subprocess.Popen([sys.executable, "-c", SPEAKS_UP], env=shared | {"RANK": rank, "LOCAL_RANK": rank})
+            for rank in "01"
+        ]
+        assert [process.wait(120) for process in pair] == [2, 2], repeat

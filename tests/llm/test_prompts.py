@@ -430,7 +430,7 @@ def test_a_row_that_is_no_post_is_refused(prompt: Any, tmp_path: Path) -> None:
         load(write_rows(tmp_path / "posts.jsonl", rows), format="tldr", tokenizer=WordTokenizer())
 
 
-@pytest.mark.parametrize("answer", [" ", " \n\n "])
+@pytest.mark.parametrize("answer", ["", " ", " \n\n "])
 @pytest.mark.parametrize("format", ["rm-static", "anthropic-hh"])
 def test_a_dialogue_with_a_blank_answer_is_refused_or_left_out_and_counted(
     format: str, answer: str, tmp_path: Path
