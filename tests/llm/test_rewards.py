@@ -37,7 +37,7 @@ from llm.rewards import (
 )
 from llm.store import ShardFolder
 from llm.tiny.world import build_tokenizer
-from llm.train import group_coefficients, make_log_goodness
+from llm.train import group_coefficients, make_objective
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 PROMPTS = ["POST: It was in Oslo.", "Why?", "A much longer prompt that says a thing or two about coffee."]
@@ -326,8 +326,8 @@ def test_subtracting_the_references_leaves_the_bradley_terry_coefficients_of_a_r
         ("bradley_terry", 0.3, True),
         ("logistic", 1.0, False),
     ):
-        log_goodness = make_log_goodness(letter_config(goodness=goodness, temperature=temperature))
-        one, other = (group_coefficients(collected, log_policy, log_goodness)[0] for collected in found)
+        objective = make_objective(letter_config(goodness=goodness, temperature=temperature))
+        one, other = (group_coefficients(collected, log_policy, objective)[0] for collected in found)
         assert one.abs().max() > 0.01
         assert ((one - other).abs().max() < 1e-12) == same
 
