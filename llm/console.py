@@ -53,12 +53,17 @@ def _is_out_of_memory(error: Exception) -> bool:
     return on_gpu or isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
 
 
-def entry_point(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
+def entry_point(
+    main: Callable[[Sequence[str]], None],
+    arguments: Sequence[str] | None = None,
+    go_on: str = "A run goes on by --resume and its folder.",
+) -> int:
     """Run a command line, with what can go wrong told in one clear paragraph and no traceback.
 
     Args:
         main: The command, called with the arguments.
         arguments: The command line; the program's own unless given.
+        go_on: A sentence that says how, after an interruption or a full disk.
 
     Returns:
         The exit status: 0, 2 for what the user can mend, 130 for an interruption.
@@ -74,9 +79,9 @@ def entry_point(main: Callable[[Sequence[str]], None], arguments: Sequence[str] 
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        say(f"error: the disk is full ({error.filename or 'temporary files'}). Make room; a run goes on by --resume.")
+        say(f"error: the disk is full ({error.filename or 'temporary files'}). Make room. {go_on}")
         return 2
     except KeyboardInterrupt:
-        say("Interrupted; a run goes on by --resume and its folder.")
+        say(f"Interrupted. {go_on}")
         return 130
     return 0

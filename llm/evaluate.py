@@ -43,11 +43,12 @@ from llm.train import make_log_goodness
 
 Judge = Callable[[list[Any], list[str]], Sequence[float]]
 
+GO_ON = "The same command goes on from there."
 SHARD_PROMPTS = 64
 """Prompts after which what was done is on disk."""
 FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-RESERVED = re.compile(r"before|after|references|judged-.*")
-"""What the run itself writes into `eval/`."""
+RESERVED = re.compile(r"before|after|references|judged-.*|manifest.*|.*-against-.*", re.IGNORECASE)
+"""What else is written into `eval/`; some file systems do not tell small letters from capitals."""
 SHARES = re.compile(r".*_rate|ended|distinct_.|empty_groups")
 """Figures that are shares of 1."""
 
@@ -227,24 +228,61 @@ class Subject(NamedTuple):
     reward: AnyReward
     judge: Judge | None
 
+    def judge_fingerprint(self) -> str | None:
+        """Return what tells one judge from another, None where there is none."""
+        return function_fingerprint(self.config.judge, self.judge) if self.judge else None
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command line."""
     command = tyro.cli(EvaluateCommand, args=list(arguments), prog="python -m llm.evaluate", config=())
-    if command.completions < 1:
-        raise UserError(f"--completions {command.completions}: must be 1 or more.")
+    for name, least in (("completions", 1), ("sample_rows", 0)):
+        if getattr(command, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(command, name)}: must be {least} or more.")
     command = replace(command, name=_name(command))
     folder, other = Path(command.run), Path(command.against)
     if not command.against:
         evaluate_run(folder, command)
         return
     _check_comparable(folder, other, command)
+    compare(folder, other, command)
+
+
+def compare(folder: Path, other: Path, command: EvaluateCommand) -> None:
+    """Evaluate two runs, write `eval/<name>-against-….json` into the first, and print the figures head to head.
+
+    Raises:
+        UserError: One of them cannot be evaluated.
+    """
     second = replace(command, checkpoint="best", name=_name(replace(command, checkpoint="best", name="")))
     records = [evaluate_run(folder, command), evaluate_run(other, second)]
-    values = head_to_head(*records)
-    path = folder / "eval" / f"{command.name}-against-{_file_name(other.resolve().name)}.json"
-    write_json(path, {"run": str(folder), "against": str(other), "figures": values})
+    results = [read_json(one / "eval" / f"{name}.json") for one, name in ((folder, command.name), (other, second.name))]
+    if results[0]["judge"] != results[1]["judge"]:
+        say("The runs do not have the same judge, so the judge's figures are left out head to head.")
+        records = [[replace(r, grade=None, reference_grade=None) for r in side] for side in records]
+    if command.completions == 1 and stored_config(folder).seed == stored_config(other).seed:
+        say("The runs have one seed, so the single completions share their draws: identical ones are ties.")
+    values, about = head_to_head(*records), _about_both(folder, other, command, results)
+    mark = text_fingerprint(about["identities"])[:8]
+    path = folder / "eval" / f"{command.name}-against-{_file_name(other.resolve().name)}-{mark}.json"
+    write_json(path, about | {"figures": values})
     _show(f"{folder} ({command.checkpoint}) against {other} (best)", values, path)
+
+
+def _about_both(
+    folder: Path, other: Path, command: EvaluateCommand, results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a comparison is of: the two runs, and of each, in the same order, what its evaluation says."""
+    return {
+        "run": str(folder),
+        "against": str(other),
+        "checkpoints": [result["checkpoint"] for result in results],
+        "steps": [result["step"] for result in results],
+        "prompts": command.prompts or None,
+        "completions": command.completions,
+        "identities": [result["identity"] for result in results],
+        "judges": [result["judge"] for result in results],
+    }
 
 
 def evaluate_run(folder: Path, command: EvaluateCommand) -> list[EvalRecord]:
@@ -267,7 +305,7 @@ def evaluate_run(folder: Path, command: EvaluateCommand) -> list[EvalRecord]:
         if command.completions > 1:
             values |= group_figures(records, make_log_goodness(subject.config))
         path = folder / "eval" / f"{command.name}.json"
-        write_json(path, _result(command, folder, identity, len(prompts), values))
+        write_json(path, _result(command, subject, identity, len(prompts), values))
     _show(f"{folder}: {command.checkpoint}, {len(prompts)} prompts × {command.completions}", values, path)
     return records
 
@@ -352,7 +390,7 @@ def _identity(subject: Subject, prompts: Sequence[Prompt], reference_rewards: di
             "model": subject.policy.identity,
             "adapter": adapter_digest(subject.policy),
             "reward": subject.reward.fingerprint(),
-            "judge": function_fingerprint(config.judge, subject.judge) if subject.judge else "",
+            "judge": subject.judge_fingerprint() or "",
             "prompts": [
                 (p.prompt_id, p.text, p.token_ids, p.reference, reference_rewards[p.prompt_id]) for p in prompts
             ],
@@ -418,15 +456,16 @@ def _as_records(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> li
     ]
 
 
-def _result(command: EvaluateCommand, folder: Path, identity: str, prompts: int, values: Figures) -> dict[str, Any]:
+def _result(command: EvaluateCommand, subject: Subject, identity: str, prompts: int, values: Figures) -> dict[str, Any]:
     """What `eval/<name>.json` holds."""
     return {
         "checkpoint": command.checkpoint,
-        "step": _step(folder, command.checkpoint),
+        "step": _step(subject.folder, command.checkpoint),
         "prompts": command.prompts or None,
         "counts": {"prompts": prompts, "completions": prompts * command.completions},
         "figures": values,
         "identity": identity,
+        "judge": subject.judge_fingerprint(),
         "versions": versions(),
     }
 
@@ -444,12 +483,12 @@ def _name(command: EvaluateCommand) -> str:
     """The name under which an evaluation is kept."""
     default = f"{command.checkpoint}-x{command.completions}"
     if command.prompts:
-        default += f"-{_file_name(Path(command.prompts).stem)}"
+        default += f"-{_file_name(Path(command.prompts).stem).replace('-against-', '-')}"
     name = command.name or default
     if not FILE_NAME.fullmatch(name) or RESERVED.fullmatch(name):
         raise UserError(
             f"--name {name}: must be letters, digits, dots, hyphens and underscores, and none of before, after, "
-            "references and judged-…, which are the run's own."
+            "references, judged-…, manifest… and …-against-…, which are names of other files there."
         )
     return name
 
@@ -495,4 +534,4 @@ def shown(name: str, value: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(main, go_on=GO_ON))

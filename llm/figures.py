@@ -71,7 +71,9 @@ def change(before: Sequence[EvalRecord], after: Sequence[EvalRecord]) -> Figures
 def head_to_head(first: Sequence[EvalRecord], second: Sequence[EvalRecord]) -> Figures:
     """Compare two evaluations of the same prompts.
 
-    Each completion of one is compared with each of the other of its prompt, and the intervals are by prompt.
+    Each completion of one is compared with each of the other of its prompt that has another place in its group: runs of
+    one seed draw the completions of one place alike. A single completion of each is compared all the same. The
+    intervals are by prompt.
 
     Args:
         first: An evaluation.
@@ -130,12 +132,18 @@ def group_figures(
         ) from error
     empty = torch.isneginf(target).all(-1)
     return {
-        "snkl": statistics.mean(
-            brain_core.self_normalized_kl(target, torch.zeros_like(target), on_empty="skip").numpy()
+        "snkl": _not_negative(
+            statistics.mean(brain_core.self_normalized_kl(target, torch.zeros_like(target), on_empty="skip").numpy())
         ),
         "ess_target": statistics.mean(brain_core.effective_sample_size(target, on_empty="skip").numpy()),
         "empty_groups": statistics.proportion(empty.numpy()),
     }
+
+
+def _not_negative(estimate: statistics.Estimate) -> statistics.Estimate:
+    """An estimate of what is 0 or more, whose interval does not begin below."""
+    low = estimate["low"]
+    return estimate if low is None else {**estimate, "low": max(0.0, low)}
 
 
 def _prompt_ids(records: Sequence[EvalRecord]) -> list[str]:
@@ -177,7 +185,7 @@ def _rate(hits: np.ndarray | None, prompts: Sequence[str]) -> statistics.Estimat
 
 
 def _matched(first: Sequence[EvalRecord], second: Sequence[EvalRecord]) -> list[tuple[EvalRecord, EvalRecord]]:
-    """Every record of the first with every one of the second of its prompt."""
+    """The records of the first, each with those of the second that it is compared with."""
     sides = []
     for records in (first, second):
         groups: dict[str, list[EvalRecord]] = {}
@@ -190,7 +198,14 @@ def _matched(first: Sequence[EvalRecord], second: Sequence[EvalRecord]) -> list[
             "The two evaluations are not of the same prompts, so they cannot be compared head to head. Evaluate both "
             "runs with the same --prompts."
         )
-    return list(chain.from_iterable(product(group, sides[1][name]) for name, group in sides[0].items()))
+    return list(chain.from_iterable(_opponents(group, sides[1][name]) for name, group in sides[0].items()))
+
+
+def _opponents(group: Sequence[EvalRecord], other: Sequence[EvalRecord]) -> list[tuple[EvalRecord, EvalRecord]]:
+    """The pairs of two groups that do not share their draws; one and one, which may, are a pair."""
+    pairs = list(product(group, other))
+    apart = [(a, b) for a, b in pairs if a.completion.sample_id != b.completion.sample_id]
+    return apart or pairs
 
 
 def _distinct(records: Sequence[EvalRecord], size: int) -> statistics.Estimate | None:

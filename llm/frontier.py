@@ -25,9 +25,12 @@ from llm.store import read_events, read_json, write_text, write_whole
 
 KL, REWARD, WINS, JUDGE = "kl_to_prior", "mean_reward", "reward_model_win_rate", "judge_win_rate"
 FIGURES = (KL, REWARD, WINS, JUDGE)
+FORMS = {KL: "{:z.2f}", REWARD: "{:z.3f}", WINS: "{:z.1%}", JUDGE: "{:z.1%}"}
 LABELS = {KL: "KL to the prior (nats a sequence)", REWARD: "mean reward", WINS: "wins over the reference, reward"}
 SAME_WORLD = {"model": "the model", "prompts": "the prompts or their split (--seed)", "reward": "the reward"}
 """Parts of a run's identity that must agree within one picture."""
+JUDGE_MARK = 16
+"""Characters of a judge's fingerprint in the name of a run's table of grades."""
 SAME_SAMPLING = ("max_new_tokens", "stop")
 Style = tuple[str, Any, str]
 STYLES: tuple[Style, ...] = (
@@ -37,6 +40,8 @@ STYLES: tuple[Style, ...] = (
     ("#009E73", ":", "D"),
     ("#CC79A7", (0.0, (5.0, 1.0, 1.0, 1.0)), "v"),
     ("#7F4F24", (0.0, (8.0, 2.0)), "X"),
+    ("#56B4E9", (0.0, (1.0, 3.0)), "P"),
+    ("#7A7A7A", (0.0, (8.0, 2.0, 1.0, 2.0, 1.0, 2.0)), "*"),
 )
 """Colour, dashes and marker of each run; dashes and markers tell them apart in grey."""
 TEXT = 9.0
@@ -53,6 +58,7 @@ class Point:
         name: `before`, `after` or an evaluation's name; empty in validation.
         step: Gradient steps behind it, None where unknown.
         figures: Estimates by name, None where not known.
+        judge: The beginning of the fingerprint of the run's judge, which tells one from another; empty without.
     """
 
     run: str
@@ -60,6 +66,7 @@ class Point:
     name: str
     step: int | None
     figures: dict[str, Estimate | None]
+    judge: str = ""
 
     def value(self, name: str) -> float:
         """Return a figure's estimate, NaN where it is not known."""
@@ -89,6 +96,8 @@ def main(arguments: Sequence[str]) -> None:
     for suffix in ("svg", "png"):
         write_whole(out / f"frontier.{suffix}", _image(figure, suffix))
     print(as_table(points))
+    if not has_one_judge(points):
+        print("\nThe runs have different judges, so their wins by the judge are not shown side by side.")
     print(printable(f"\n{out / 'frontier.csv'}, frontier.svg, frontier.png"))
 
 
@@ -132,25 +141,37 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return sorted(kept, key=lambda point: (point.value(KL), point.value(REWARD)))
 
 
+def has_one_judge(points: Sequence[Point]) -> bool:
+    """Return whether all grades come from one judge, so that the judge's figures mean the same."""
+    return len({point.judge for point in points if point.figures[JUDGE] is not None}) <= 1
+
+
 def as_csv(points: Sequence[Point]) -> str:
-    """Return the points as CSV, one a row, with the ends of their 95 % intervals where they have any."""
+    """Return the points as CSV, one a row, with the ends of their 95 % intervals where they have any, and the judge."""
     text, best = io.StringIO(), frontier(points)
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")]
-    writer.writerow(["run", "kind", "name", "step", *columns, "on_frontier"])
+    writer.writerow(["run", "kind", "name", "step", *columns, "on_frontier", "judge"])
     for point in points:
         estimates = [point.figures[name] or {} for name in FIGURES]
         numbers = [estimate.get(key) for estimate in estimates for key in ("estimate", "low", "high")]
-        writer.writerow([point.run, point.kind, point.name, point.step, *numbers, int(point in best)])
+        judge = point.judge if point.figures[JUDGE] else ""
+        writer.writerow([point.run, point.kind, point.name, point.step, *numbers, int(point in best), judge])
     return text.getvalue()
 
 
 def as_table(points: Sequence[Point]) -> str:
-    """Return the points as a table for people; a star marks the frontier of each kind."""
-    best = frontier(points)
+    """Return the points as a table for people; a star marks the frontier of each kind.
+
+    Wins by the judge are left out where not all are of one judge.
+
+    Args:
+        points: Points of one world.
+    """
+    best, shown = frontier(points), FIGURES if has_one_judge(points) else FIGURES[:-1]
     titles = ("run", "policy", "KL to the prior", "mean reward", "wins (reward)", "wins (judge)")
-    rows = [titles, *(_row(point, point in best) for point in points)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
+    rows = [titles[: len(shown) + 2], *(_row(point, shown, point in best) for point in points)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows)
 
 
@@ -212,27 +233,36 @@ def _bare(value: float | None) -> Estimate | None:
 
 def _evaluations(run: str) -> list[Point]:
     """A run's evaluations on its held-out prompts: its own, and those of `llm.evaluate`."""
-    found: list[tuple[str, int | None, dict[str, Any]]] = []
-    if (Path(run) / "summary.json").is_file():
-        summary = read_json(Path(run) / "summary.json")
-        found += [("before", 0, summary["before"]), ("after", summary["best"]["step"], summary["after"])]
-    for path in sorted((Path(run) / "eval").glob("*.json")):
-        stored = read_json(path)
+    folder, found = Path(run), []
+    if (folder / "summary.json").is_file():
+        summary, judge = read_json(folder / "summary.json"), _own_judge(folder)
+        found.append(_held_out(run, "before", 0, summary["before"], judge))
+        found.append(_held_out(run, "after", summary["best"]["step"], summary["after"], judge))
+    for path in sorted((folder / "eval").glob("*.json")):
+        stored = {} if path.stem.startswith("manifest") else read_json(path)
         if "checkpoint" in stored and stored["prompts"] is None:
-            found.append((path.stem, stored["step"], stored["figures"]))
-    found.sort(key=lambda one: (one[1] is None, one[1] or 0))
-    return [
-        Point(run, "held-out", name, step, {key: values.get(key) for key in FIGURES}) for name, step, values in found
-    ]
+            found.append(_held_out(run, path.stem, stored["step"], stored["figures"], stored.get("judge")))
+    return sorted(found, key=lambda point: (point.step is None, point.step or 0))
 
 
-def _row(point: Point, is_best: bool) -> tuple[str, ...]:
+def _held_out(run: str, name: str, step: int | None, figures: dict[str, Any], judge: str | None) -> Point:
+    """One held-out evaluation."""
+    known = {key: figures.get(key) for key in FIGURES}
+    return Point(run, "held-out", name, step, known, (judge or "")[:JUDGE_MARK])
+
+
+def _own_judge(folder: Path) -> str:
+    """The judge that graded a run's own evaluations; where it was changed since, the newest."""
+    tables = (folder / "eval").glob("judged-*.parquet")
+    newest = max(tables, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return "" if newest is None else newest.stem.removeprefix("judged-")
+
+
+def _row(point: Point, shown: Sequence[str], is_best: bool) -> tuple[str, ...]:
     """A point as cells of text."""
     step = "" if point.step is None else f"step {point.step}"
     policy = " ".join(part for part in (point.kind, point.name, step, "*" if is_best else "") if part)
-    forms = ("{:z.2f}", "{:z.3f}", "{:z.1%}", "{:z.1%}")
-    cells = [_cell(point.figures[name], form) for name, form in zip(FIGURES, forms, strict=True)]
-    return (printable(point.run), policy, *cells)
+    return (printable(point.run), policy, *(_cell(point.figures[name], FORMS[name]) for name in shown))
 
 
 def _cell(estimate: Estimate | None, form: str) -> str:
@@ -253,7 +283,7 @@ def _draw_run(axes: Axes, points: Sequence[Point], name: str, style: Style) -> N
         color=color,
         linestyle=dashes,
         marker=marker,
-        markersize=3,
+        markersize=4,
         linewidth=1.1,
     )
     for point in points:

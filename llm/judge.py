@@ -21,6 +21,7 @@ from llm import statistics
 from llm.console import entry_point, printable
 from llm.errors import UserError
 from llm.judge_server import (
+    KEPT,
     TEMPERATURE,
     Question,
     Replies,
@@ -300,6 +301,8 @@ def _plan(command: JudgeCommand, prompt: str, questions: Sequence[Question], rep
         f"asks     {len(to_ask)} of {len(questions)} questions; the others are answered already, or the same",
         f"tokens   about {tokens_in:,} in ({CHARACTERS_PER_TOKEN} characters a token), at most {tokens_out:,} out",
     ]
+    if command.against and stored_config(Path(command.run)).seed == stored_config(Path(command.against)).seed:
+        lines.append("draws    the runs have one seed and share their draws; identical completions are ties")
     if command.price_in or command.price_out:
         price = (tokens_in * command.price_in + tokens_out * command.price_out) / 1e6
         lines.append(f"price    at most about {price:,.2f}, in the unit of --price-in and --price-out")
@@ -320,9 +323,12 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _interval(value: Any) -> str:
-    """A share with its 95 % interval."""
-    return "–" if value is None else "{estimate:.1%} [{low:.1%}, {high:.1%}]".format(**value)
+    """A share with its 95 % interval, which that of a single prompt has not."""
+    if value is None:
+        return "–"
+    form = "{estimate:.1%} [{low:.1%}, {high:.1%}]" if value["low"] is not None else "{estimate:.1%} [no interval]"
+    return form.format(**value)
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(main, go_on=KEPT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import math
@@ -22,6 +23,8 @@ from llm.console import printable, say
 from llm.errors import UserError
 from llm.store import MetricsLog, damage_errors
 
+http = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__)
+"""The HTTP library of the installed client, httpx or its successor."""
 for name in ("httpcore", "httpcore2"):  # at DEBUG they log a server's headers, which may repeat the key
     logging.getLogger(name).setLevel(logging.INFO)
 
@@ -30,14 +33,23 @@ LEAST: dict[str, float] = {"max_tokens": 1024, "concurrency": 1, "retries": 0, "
 PLAIN_URL = re.compile(r"https?://[\w.:\[\]-]+(/[\w.~%/-]*)?", re.ASCII)
 REFUSALS = (400, 413, 422)
 """Statuses by which a server refuses one request and may still answer the next."""
+FAILURES = (403, 408, 409)
+"""Statuses, besides 5xx, that one question may cause, or the server's state."""
 HOPELESS = 10
-"""Questions without an answer, and none with one, after which no more are asked."""
+"""Questions without an answer, and none with one, after which no more are asked; or failures in a row."""
+OPENAI = "api.openai.com"
+ACCOUNT = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project")}
+"""What the client makes of OPENAI_ORG_ID and OPENAI_PROJECT_ID, and no server but OpenAI's is told."""
 NO_KEY = "no-key"
 SHORTEST_SECRET = 8
 WORDS_SHOWN = 300
 KEPT = "Replies so far are kept; the same command goes on from there."
-FIELDS = {"key", "prompt_id", "run_is", "reply", "finish_reason", "prompt_tokens", "reply_tokens"}
-"""What a stored reply has."""
+FIELDS = {
+    **dict.fromkeys(("key", "prompt_id", "run_is", "reply"), (str,)),
+    "finish_reason": (str, type(None)),
+    **dict.fromkeys(("prompt_tokens", "reply_tokens"), (int, type(None))),
+}
+"""What a stored reply has, and of which types."""
 
 Reply = dict[str, Any]
 Replies = dict[str, Reply]
@@ -59,7 +71,7 @@ class Server:
     retries: int = 8
     """How often to ask again after a busy or failing server, with growing pauses or those that it asks for."""
     timeout: float = 600.0
-    """Seconds to wait for a reply."""
+    """Seconds to wait for a whole reply, each time that a question is asked."""
 
 
 class Question(NamedTuple):
@@ -72,7 +84,11 @@ class Question(NamedTuple):
 
 
 class UnansweredError(Exception):
-    """A server's answer to one question that is no reply; the message says what it was."""
+    """What came of one question if not a reply; the message says it."""
+
+
+class FailureError(UnansweredError):
+    """The same where the question may have caused it, or the state of the server, which would fail at others too."""
 
 
 def check_server(server: Server) -> None:
@@ -113,10 +129,26 @@ def read_replies(path: Path) -> Replies:
         return {}
     with damage_errors(path):
         content = path.read_bytes()
-        replies = [json.loads(line) for line in content[: _whole(content)].splitlines()]
-        if not all(isinstance(reply, dict) and reply.keys() == FIELDS for reply in replies):
-            raise ValueError("a line is no reply")
+    lines = content[: _whole(content)].splitlines()
+    replies = [_read_reply(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
     return {reply["key"]: reply for reply in replies}
+
+
+def _read_reply(line: bytes, place: str) -> Reply:
+    """A stored reply, checked."""
+    try:
+        reply = json.loads(line)
+        if not isinstance(reply, dict) or reply.keys() != FIELDS.keys():
+            raise ValueError(f"it must hold {', '.join(FIELDS)}")
+        strange = [name for name, types in FIELDS.items() if type(reply[name]) not in types]
+        if strange:
+            raise ValueError(f"{strange[0]} is of another kind")
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{place}: damaged, no reply ({error}). Restore the file from a copy, or remove this line: its question is "
+            "asked again."
+        ) from error
+    return reply
 
 
 def missing(questions: Sequence[Question], replies: Replies) -> list[Question]:
@@ -139,10 +171,11 @@ def ask(questions: Sequence[Question], replies: Replies, server: Server, path: P
     to_ask = missing(questions, replies)
     if not to_ask:
         return
-    key, log = _api_key(), _opened(path)
+    key = _api_key()
+    client, log = _client(server, key), _opened(path)
     asker = _Asker(server, key, replies, log, any(question.key in replies for question in questions))
     try:
-        asyncio.run(asker.ask(to_ask))
+        asyncio.run(asker.ask(client, to_ask))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
@@ -164,16 +197,14 @@ class _Asker:
     def __init__(self, server: Server, key: str, replies: Replies, log: MetricsLog, is_heard: bool) -> None:
         self.server, self.key, self.replies, self.log, self.is_heard = server, key, replies, log, is_heard
         self.unanswered: list[str] = []
+        self.failures_in_a_row = 0
 
-    async def ask(self, questions: Sequence[Question]) -> None:
+    async def ask(self, client: openai.AsyncOpenAI, questions: Sequence[Question]) -> None:
         """Ask all questions; a failure that the others would share ends it."""
-        server, waiting = self.server, iter(questions)
-        client = openai.AsyncOpenAI(
-            api_key=self.key, base_url=server.base_url, max_retries=server.retries, timeout=server.timeout
-        )
+        waiting = iter(questions)
         with tqdm(total=len(questions), desc="judging", unit="reply", file=sys.stderr) as bar:
             async with client, asyncio.TaskGroup() as group:
-                for _ in range(min(server.concurrency, len(questions))):
+                for _ in range(min(self.server.concurrency, len(questions))):
                     group.create_task(self._work(client, waiting, bar))
 
     def check_answers(self) -> None:
@@ -192,7 +223,7 @@ class _Asker:
             try:
                 reply = await self._reply(client, question)
             except UnansweredError as error:
-                self._note(question, str(error))
+                self._note(question, error)
             else:
                 self._keep(question, reply)
             bar.update()
@@ -206,6 +237,7 @@ class _Asker:
                 temperature=TEMPERATURE,
                 top_p=1,
                 max_tokens=self.server.max_tokens,
+                extra_headers={} if urlsplit(self.server.base_url).hostname == OPENAI else ACCOUNT,
             )
         except openai.APIError as error:
             raise self._failure(error) from None
@@ -215,18 +247,24 @@ class _Asker:
 
     def _keep(self, question: Question, reply: Reply) -> None:
         """Store a reply so that nothing can lose it."""
-        reply["reply"] = self._without_key(reply["reply"])
-        reply |= {"key": question.key, "prompt_id": question.prompt_id, "run_is": question.run_is}
+        texts = {name: self._without_key(reply[name]) for name in ("reply", "finish_reason") if reply[name]}
+        reply |= texts | {"key": question.key, "prompt_id": question.prompt_id, "run_is": question.run_is}
         self.log.write(reply)
         self.log.flush_to_disk()
         self.replies[question.key] = reply
-        self.is_heard = True
+        self.is_heard, self.failures_in_a_row = True, 0
 
-    def _note(self, question: Question, reason: str) -> None:
-        """Remember a question without an answer, and give up where there are nothing but such."""
-        self.unanswered.append(f"{question.prompt_id}: {reason}")
+    def _note(self, question: Question, error: UnansweredError) -> None:
+        """Remember a question without an answer, and give up where there are nothing but such, or it failed often."""
+        self.unanswered.append(f"{question.prompt_id}: {error}")
         if len(self.unanswered) >= HOPELESS and not self.is_heard:
             raise self._no_answers()
+        self.failures_in_a_row += isinstance(error, FailureError)
+        if self.failures_in_a_row >= HOPELESS:
+            raise UserError(
+                f"{self.server.base_url}: {HOPELESS} questions in a row failed, the last about {self.unanswered[-1]}. "
+                f"Try again later. {KEPT}"
+            )
 
     def _no_answers(self) -> UserError:
         """The error where a server answers nothing that it is asked."""
@@ -237,32 +275,37 @@ class _Asker:
 
     def _failure(self, error: openai.APIError) -> Exception:
         """What a failed request means."""
-        url, tried = self.server.base_url, f"after {self.server.retries} retries"
+        server = self.server
         if isinstance(error, openai.APIStatusError):
-            return self._status_failure(error.status_code, self._clean(error.message))
+            return self._status_failure(error.status_code, self._clean(error.message) + _asked_to_wait(error))
         if isinstance(error, openai.APITimeoutError):
-            return UserError(f"{url}: no reply within --timeout {self.server.timeout:g} seconds, {tried}. {KEPT}")
-        return UserError(f"{url}: no connection to this server {tried}. Check --base-url and the server. {KEPT}")
+            return FailureError(f"no reply within --timeout {server.timeout:g} seconds, after {server.retries} retries")
+        return UserError(
+            f"{server.base_url}: no connection to this server after {server.retries} retries. Check --base-url and the "
+            f"server. {KEPT}"
+        )
 
     def _status_failure(self, status: int, words: str) -> Exception:
         """What a server's status means; where a key is refused its words, which may hold parts of it, are not shown."""
         place = f"{self.server.base_url}: status {status}"
         if status in REFUSALS:
             return UnansweredError(words)
-        if status in (401, 403):
+        if status == 401:
             return UserError(f"{place}, the key is refused. Check OPENAI_API_KEY. {KEPT}")
+        if status == 403:
+            return FailureError("status 403, the key or the question is refused; check OPENAI_API_KEY")
         if status == 404:
             return UserError(
                 f"{place} for --judge-model {self.server.judge_model} ({words}). Check the model's name, and the "
                 f"address, which mostly ends in /v1. {KEPT}"
             )
-        return UserError(
-            f"{place} after up to {self.server.retries} retries ({words}). Try again later, or lower --concurrency. "
-            f"{KEPT}"
-        )
+        tried = f"after up to {self.server.retries} retries ({words})"
+        if status in FAILURES or status >= 500:
+            return FailureError(f"status {status} {tried}")
+        return UserError(f"{place} {tried}. Try again later, or lower --concurrency. {KEPT}")
 
     def _without_key(self, text: str) -> str:
-        """Text in which the key, should a server repeat it, is blotted out; a short one is no secret."""
+        """Text in which the key, should a server repeat it, is blotted out; a short one is no secret but a word."""
         return text.replace(self.key, "[OPENAI_API_KEY]") if len(self.key) >= SHORTEST_SECRET else text
 
     def _clean(self, words: str) -> str:
@@ -291,7 +334,50 @@ def _read_answer(answer: Any) -> Reply:
 def _count(usage: Any, name: str) -> int | None:
     """A number of tokens, where the server told it."""
     value = getattr(usage, name, None)
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and value >= 0 else None
+
+
+def _asked_to_wait(error: openai.APIStatusError) -> str:
+    """What a server that asks for a pause says of it, in words; a long one is not waited for."""
+    seconds = error.response.headers.get("retry-after", "")
+    return f"; it asks to wait {seconds} seconds" if seconds.isascii() and seconds.isdigit() else ""
+
+
+class _Patient(openai.DefaultAsyncHttpxClient):
+    """An HTTP client that waits so long for the whole of a reply, not for each part of it.
+
+    Args:
+        seconds: How long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(timeout=seconds)
+        self.seconds = seconds
+
+    async def send(self, request: Any, **settings: Any) -> Any:
+        """Send a request and read the reply."""
+        try:
+            async with asyncio.timeout(self.seconds):
+                return await super().send(request, **settings)
+        except TimeoutError as error:
+            raise http.ReadTimeout("the reply is not complete", request=request) from error
+
+
+def _client(server: Server, key: str) -> openai.AsyncOpenAI:
+    """The client, with the proxies and certificates of the environment."""
+    try:
+        return openai.AsyncOpenAI(
+            api_key=key,
+            base_url=server.base_url,
+            max_retries=server.retries,
+            http_client=_Patient(server.timeout),
+        )
+    except (ImportError, OSError, ValueError, http.InvalidURL) as error:  # whose words may hold a proxy's password
+        raise UserError(
+            f"The proxies or certificates of the environment cannot be used ({type(error).__name__}). Check the "
+            "variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (a SOCKS proxy needs another package), "
+            "SSL_CERT_FILE and SSL_CERT_DIR."
+        ) from None
 
 
 def _api_key() -> str:

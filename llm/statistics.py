@@ -3,7 +3,8 @@
 The prompts are the sample: several completions of one prompt are not as many independent values. Where every value has
 a prompt of its own, a proportion has Wilson's interval and a mean Student's t. Else each prompt counts as the mean of
 its values, and the interval is a bootstrap by prompt: bias-corrected and accelerated (BCa), for of the two bootstraps
-that were tried it alone keeps its promise for rare wins (docs/evaluation.md).
+that were tried it alone keeps its promise for rare wins. Of fewer than 20 prompts every bootstrap is too narrow; there
+it is Student's t on the prompts' means (docs/evaluation.md). A single prompt has no interval.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Numbers = Sequence[float] | np.ndarray
 Prompts = Sequence[str] | np.ndarray | None
 """The prompt that each value is of; None where each is of another."""
 
+FEW = 20
+"""Prompts below which no bootstrap is drawn."""
 RESAMPLES = 5_000
 CHUNK = 2**22
 """Numbers in one array of resamples (memory)."""
@@ -33,9 +36,9 @@ ROUNDING = 1e-5
 
 
 def proportion(hits: Sequence[bool] | np.ndarray, prompts: Prompts = None) -> Estimate:
-    """Return a proportion with its interval: Wilson's, or where a prompt has several values a bootstrap by prompt.
+    """Return a proportion with its interval: Wilson's, or by prompt where one has several values.
 
-    Where all prompts agree, a bootstrap would have no width; Wilson's interval of one value a prompt stands instead,
+    Where all prompts agree, one by prompt would have no width; Wilson's interval of one value a prompt stands instead,
     which is too wide rather than too narrow.
 
     Args:
@@ -43,20 +46,20 @@ def proportion(hits: Sequence[bool] | np.ndarray, prompts: Prompts = None) -> Es
         prompts: (N,) the prompt of each.
 
     Returns:
-        Estimate and interval as shares of 1; a prompt counts as the share of its values.
+        Estimate and interval as shares of 1; a prompt counts as the share of its values, and a single prompt has no
+        interval.
     """
     array, places = np.asarray(hits, dtype=np.float64), _places(prompts, len(hits))
     members = np.bincount(places)
     shares = np.bincount(places, array) / members
     share, count = float(shares.mean()), len(members)
     if members.max() > 1 and shares.min() < shares.max():
-        return _within_one(_bootstrapped(share, shares - share, len(array)))
-    interval = scipy.stats.binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
-    return _estimate(share, float(interval.low), float(interval.high), len(array))
+        return _within_one(_by_prompt(share, shares - share, len(array)))
+    return _estimate(share, *_wilson(share, count), len(array))
 
 
 def mean(values: Numbers, prompts: Prompts = None) -> Estimate:
-    """Return a mean with its interval: Student's t, or where a prompt has several values a bootstrap by prompt.
+    """Return a mean with its interval: Student's t, or by prompt where one has several values.
 
     Args:
         values: (N,) at least one.
@@ -70,13 +73,13 @@ def mean(values: Numbers, prompts: Prompts = None) -> Estimate:
     members = np.bincount(places)
     if members.max() > 1:
         means = np.bincount(places, array) / members
-        return _bootstrapped(float(means.mean()), means - means.mean(), len(array))
+        return _by_prompt(float(means.mean()), means - means.mean(), len(array))
     error = float(array.std(ddof=1) / np.sqrt(len(array))) if len(array) > 1 else 0.0
     return _student(float(array.mean()), error, len(array), len(array))
 
 
 def ratio(numerators: Numbers, denominators: Numbers, prompts: Prompts = None) -> Estimate:
-    """Return a ratio of sums, such as nats a token, with its interval: a bootstrap by prompt of the linearised ratio.
+    """Return a ratio of sums, such as nats a token, with its interval by prompt, of the linearised ratio.
 
     Args:
         numerators: (N,) at least one.
@@ -89,7 +92,7 @@ def ratio(numerators: Numbers, denominators: Numbers, prompts: Prompts = None) -
     places = _places(prompts, len(numerators))
     above, below = (np.bincount(places, np.asarray(part, dtype=np.float64)) for part in (numerators, denominators))
     estimate = float(above.sum() / below.sum())
-    return _bootstrapped(estimate, (above - estimate * below) / below.mean(), len(numerators))
+    return _by_prompt(estimate, (above - estimate * below) / below.mean(), len(numerators))
 
 
 def jackknifed_share(share: float, without: Numbers, total: int) -> Estimate:
@@ -124,7 +127,8 @@ def length_controlled(wins: Sequence[bool] | np.ndarray, extra: Numbers, prompts
 
     Returns:
         Estimate and interval as shares of 1; a single prompt has no interval. None where the data do not identify the
-        rate: all lengths are equal, 0 lies outside the range of Δ, or length alone tells wins from losses.
+        rate: all lengths are equal, 0 lies outside the range of Δ, or length alone, or nearly alone, tells wins from
+        losses.
 
     Source: The length-controlled win rate of AlpacaEval 2 (arXiv 2404.04475), without its terms for the difficulty of
         an instruction, which need many models.
@@ -134,7 +138,10 @@ def length_controlled(wins: Sequence[bool] | np.ndarray, extra: Numbers, prompts
         return None
     features = np.stack([np.ones(len(longer)), np.tanh(longer / longer.std())], axis=1)
     parameters = _logistic_fit(features, won)
-    error = _clustered_errors(features, won, parameters, _places(prompts, len(won)))[0]
+    places = _places(prompts, len(won))
+    error = _clustered_error(features, won, parameters, places) if places.max() else np.nan
+    if error is None:
+        return None
     ends = parameters[0] + error * scipy.special.ndtri(LEVELS)
     rate, low, high = (float(scipy.special.expit(logit)) for logit in (parameters[0], *ends))
     return _estimate(rate, low, high, len(won))
@@ -163,11 +170,29 @@ def _places(prompts: Prompts, count: int) -> np.ndarray:
     return np.arange(count) if prompts is None else np.unique(np.asarray(prompts), return_inverse=True)[1]
 
 
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """The ends of Wilson's interval (1927); the share need not be one of whole hits. Of a single prompt NaN."""
+    if count == 1:
+        return np.nan, np.nan
+    squared = float(scipy.special.ndtri(LEVELS[1])) ** 2
+    centre = share + squared / (2 * count)
+    half = float(np.sqrt(squared * (share * (1 - share) + squared / (4 * count)) / count))
+    low, high = ((centre + side) / (1 + squared / count) for side in (-half, half))
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
+
+
+def _by_prompt(estimate: float, influence: np.ndarray, total: int) -> Estimate:
+    """An estimate with its interval, where each of B prompts adds its influence / B to it: BCa, Student's if few."""
+    count = len(influence)
+    if count >= FEW:
+        return _bootstrapped(estimate, influence, total)
+    error = float(influence.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    return _student(estimate, error, count, total)
+
+
 def _bootstrapped(estimate: float, influence: np.ndarray, total: int) -> Estimate:
     """An estimate with its BCa interval (Efron, 1987), where each of B prompts adds its influence / B to it."""
     count, spread = len(influence), float(np.sqrt((influence**2).sum()))
-    if count == 1:
-        return _estimate(estimate, np.nan, np.nan, total)
     if spread <= 1e-12 * abs(estimate):
         return _estimate(estimate, estimate, estimate, total)
     shifts = _resampled_sums(influence / spread)
@@ -210,13 +235,14 @@ def _logistic_fit(features: np.ndarray, won: np.ndarray) -> np.ndarray:
     return scipy.optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-9}).x
 
 
-def _clustered_errors(features: np.ndarray, won: np.ndarray, parameters: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The parameters' standard errors (2,), clustered by prompt; NaN of a single prompt."""
-    count = places.max() + 1
-    if count == 1:
-        return np.full(2, np.nan)
-    chance = scipy.special.expit(features @ parameters)
+def _clustered_error(features: np.ndarray, won: np.ndarray, parameters: np.ndarray, places: np.ndarray) -> float | None:
+    """The standard error of θ, clustered by prompt; None where the data are so near to no maximum that none is left."""
+    count, chance = places.max() + 1, scipy.special.expit(features @ parameters)
     scores = np.stack([np.bincount(places, column * (won - chance)) for column in features.T], axis=1)
-    bread = np.linalg.inv((features.T * (chance * (1 - chance))) @ features)
-    covariance = bread @ (scores.T @ scores) @ bread * count / (count - 1)
-    return np.sqrt(np.diag(covariance))
+    information = (features.T * (chance * (1 - chance))) @ features
+    try:
+        bread = np.linalg.inv(information)
+    except np.linalg.LinAlgError:
+        return None
+    variance = (bread @ (scores.T @ scores) @ bread)[0, 0] * count / (count - 1)
+    return float(np.sqrt(variance)) if variance >= 0 else None

@@ -48,6 +48,18 @@ def test_an_interruption_ends_with_status_130(capsys: pytest.CaptureFixture[str]
     assert "--resume" in said
 
 
+def test_a_command_tells_its_own_way_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, status in ((KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "full", "/file"), 2)):
+
+        def main(arguments: Sequence[str], error: BaseException = error) -> None:
+            raise error
+
+        assert entry_point(main, [], go_on="The same command goes on.") == status
+        said = capsys.readouterr().err
+        assert "The same command goes on." in said
+        assert "--resume" not in said
+
+
 def test_a_full_disk_ends_with_status_2_and_the_files_name(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = ending(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/file"), capsys)
     assert status == 2

@@ -301,8 +301,24 @@ def test_what_the_run_itself_wrote_stays_as_it_is(folder: Path) -> None:
     assert listed.items() <= read_json(folder / "eval" / "manifest.json").items()
 
 
-@pytest.mark.parametrize("name", ["before", "after", "references", "judged-x", "../x", ".x", "a b", "x/y", "é"])
-def test_a_name_that_is_the_runs_own_or_no_file_name_is_refused(
+@pytest.mark.parametrize(
+    "name",
+    [
+        "before",
+        "After",
+        "references",
+        "judged-x",
+        "manifest",
+        "manifest-x",
+        "x-against-y",
+        "../x",
+        ".x",
+        "a b",
+        "x/y",
+        "é",
+    ],
+)
+def test_a_name_of_another_file_there_or_no_file_name_is_refused(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"--name {name}: must be letters" in refused(capsys, folder, "--name", name)
@@ -329,13 +345,15 @@ def test_the_prior_is_at_a_kl_of_zero_and_a_checkpoint_is_the_policy_of_its_step
 
 def test_other_prompts_are_evaluated_with_their_references_or_the_priors_own(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "hello", "reference": "aaa"}, {"prompt": "abc", "reference": None}, {"prompt": "z"}]
-    (tmp_path / "my prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measure(folder, "--prompts", tmp_path / "my prompts.jsonl", "--completions", "2")
-    made = {r["prompt"]: r for r in stored(folder, "best-x2-my-prompts")}
+    (tmp_path / "my own-against-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measure(folder, "--prompts", tmp_path / "my own-against-prompts.jsonl", "--completions", "2")
+    made = {r["prompt"]: r for r in stored(folder, "best-x2-my-own-prompts")}
     assert made.keys() == {"hello", "abc", "z"}
     assert (made["hello"]["reference"], made["hello"]["reference_reward"]) == ("aaa", 3)
     assert {r["prompt_id"] for r in made.values()} == {"asked-1", "asked-2", "asked-3"}
-    assert read_json(folder / "eval" / "best-x2-my-prompts.json")["prompts"].endswith("my prompts.jsonl")
+    assert read_json(folder / "eval" / "best-x2-my-own-prompts.json")["prompts"].endswith(
+        "my own-against-prompts.jsonl"
+    )
 
 
 def test_two_runs_are_compared_head_to_head_on_the_same_prompts(
@@ -348,11 +366,20 @@ def test_two_runs_are_compared_head_to_head_on_the_same_prompts(
     sides = []
     for one in (folder, other):
         rows = stored(one, "best-x2")
-        sides.append([EvalRecord.from_row(r, Prompt(r["prompt_id"], r["prompt"], (), None)) for r in rows])
-    result = read_json(folder / "eval" / "best-x2-against-other.json")
+        sides.append(command._as_records(rows, [Prompt(r["prompt_id"], r["prompt"], (), None) for r in rows]))
+    (path,) = (folder / "eval").glob("best-x2-against-other-*.json")
+    result = read_json(path)
+    ours, theirs = (read_json(one / "eval" / "best-x2.json") for one in (folder, other))
+    assert (result["identities"], result["checkpoints"]) == ([ours["identity"], theirs["identity"]], ["best", "best"])
+    assert (result["completions"], result["judges"][0]) == (2, result["judges"][1])
     assert flat(result["figures"]) == pytest.approx(flat(head_to_head(*sides)), nan_ok=True)
     assert abs(result["figures"]["kl_to_prior"]["estimate"]) > 0.01
-    assert "reward model loss rate" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "reward model loss rate" in said.out
+    assert "judge loss rate" in said.out
+    assert "share their draws" not in said.err
+    measure(folder, "--against", other, "--completions", "1", "--name", "single")
+    assert "the single completions share their draws" in capsys.readouterr().err
     shards = ShardFolder(other / "eval")
     shards.write("before", shards.read("before")[::-1])
     assert "has other held-out prompts" in refused(capsys, folder, "--against", other)
@@ -360,8 +387,36 @@ def test_two_runs_are_compared_head_to_head_on_the_same_prompts(
     assert "has another reward" in refused(capsys, folder, "--against", other)
 
 
+def test_grades_of_different_judges_are_not_compared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other", symlinks=True))
+    settings = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(settings.replace("letter_rewards:grade", "letter_rewards:count_a"))
+    measure(folder, "--against", other, "--completions", "2")
+    said = capsys.readouterr()
+    assert "do not have the same judge" in said.err
+    (path,) = (folder / "eval").glob("best-x2-against-other-*.json")
+    result = read_json(path)
+    assert len(set(result["judges"])) == 2
+    assert {name for name, value in result["figures"].items() if value is None} >= {
+        f"judge_{name}_rate" for name in ("win", "tie", "loss", "length_controlled_win")
+    }
+    assert result["figures"]["reward_model_win_rate"] is not None
+    assert "judge" not in said.out.split("against")[-1]
+
+
+def test_another_opponent_of_the_same_name_is_another_comparison(folder: Path, tmp_path: Path) -> None:
+    one, two = (Path(shutil.copytree(folder, tmp_path / place / "other", symlinks=True)) for place in ("one", "two"))
+    shutil.copy(two / "checkpoints/step-000008/adapter.safetensors", two / "adapter/adapter_model.safetensors")
+    for other in (one, two, one):
+        measure(folder, "--against", other, "--completions", "2")
+    assert len(list((folder / "eval").glob("best-x2-against-other-*.json"))) == 2
+
+
 def test_what_cannot_be_evaluated_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "--completions 0: must be 1 or more" in refused(capsys, folder, "--completions", "0")
+    assert "--sample-rows -1: must be 0 or more" in refused(capsys, folder, "--sample-rows", "-1")
     assert "no run there" in refused(capsys, tmp_path)
     assert "no-such.jsonl" in refused(capsys, folder, "--prompts", "no-such.jsonl")
     lock = lock_run(folder)

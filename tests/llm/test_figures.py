@@ -190,21 +190,41 @@ def test_figures_can_be_written_as_json() -> None:
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
-def test_head_to_head_compares_each_completion_with_each_of_the_other() -> None:
+def test_head_to_head_compares_each_completion_with_each_of_the_other_of_another_place() -> None:
     rng = np.random.default_rng(6)
-    first, second = rows(rng, 15, 3), rows(rng, 15, 4)
+    first, second = rows(rng, 15, 3), rows(rng, 15, 3)
     values = head_to_head(first, second)
     groups = [by_prompt(first), by_prompt(second)]
     for name, field in (("reward_model", "reward"), ("judge", "grade")):
         for rate, sign in (("win", 1), ("tie", 0), ("loss", -1)):
             shares = [
-                np.mean([np.sign(getattr(a, field) - getattr(b, field)) == sign for a in group for b in groups[1][key]])
+                np.mean(
+                    [
+                        np.sign(getattr(a, field) - getattr(b, field)) == sign
+                        for i, a in enumerate(group)
+                        for j, b in enumerate(groups[1][key])
+                        if i != j
+                    ]
+                )
                 for key, group in groups[0].items()
             ]
             assert estimate(values, f"{name}_{rate}_rate") == pytest.approx(np.mean(shares))
-            assert values[f"{name}_{rate}_rate"]["n"] == 15 * 12
+            assert values[f"{name}_{rate}_rate"]["n"] == 15 * 6
     means = [np.mean([np.mean([r.reward for r in g]) for g in side.values()]) for side in groups]
     assert estimate(values, "mean_reward") == pytest.approx(means[0] - means[1])
+
+
+def test_runs_that_share_their_draws_do_not_tie_with_themselves_unless_there_is_one_completion_each() -> None:
+    """Two policies with the same draws: equal completions in equal places, nowhere else."""
+    rewards = np.random.default_rng(12).permutation(20 * 4).reshape(20, 4)
+    sides = [
+        [record(float(r), name=f"p{i}", sample_id=j) for i, group in enumerate(rewards) for j, r in enumerate(group)]
+        for _ in range(2)
+    ]
+    assert estimate(head_to_head(*sides), "reward_model_tie_rate") == 0
+    alone = [[one for one in side if one.completion.sample_id == 0] for side in sides]
+    assert estimate(head_to_head(*alone), "reward_model_tie_rate") == 1
+    assert head_to_head(alone[0], sides[1])["reward_model_tie_rate"]["n"] == 20 * 3
 
 
 def test_head_to_head_turns_around_with_its_sides() -> None:
@@ -264,6 +284,14 @@ def test_a_policy_that_is_the_target_has_an_snkl_of_zero_and_a_full_sample() -> 
     values = group_figures(records, brain_core.bradley_terry_log_goodness)
     assert estimate(values, "snkl") == pytest.approx(0, abs=1e-12)
     assert estimate(values, "ess_target") == pytest.approx(4)
+
+
+def test_the_interval_of_an_snkl_does_not_begin_below_zero() -> None:
+    """One group of six is far from the target, the others are at it: Student's interval would begin below 0."""
+    far = [0.0] * 5 + [4.0]
+    records = [record(r, name=f"p{i}") for i, reward in enumerate(far) for r in (0.0, reward)]
+    value = group_figures(records, lambda reward: reward)["snkl"]
+    assert value["low"] == 0 < value["estimate"] < value["high"]
 
 
 def test_groups_without_goodness_are_counted_and_rewards_that_give_no_weights_are_refused() -> None:

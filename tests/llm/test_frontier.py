@@ -59,18 +59,20 @@ def make_run(
     return folder
 
 
-def evaluated(folder: Path, name: str, *, step: int | None = 8, prompts: str | None = None) -> None:
-    write_json(
-        folder / "eval" / f"{name}.json",
-        {"checkpoint": "step-8", "step": step, "prompts": prompts, "figures": measured(2.1, 0.45, 0.25)},
-    )
+def evaluated(
+    folder: Path, name: str, *, step: int | None = 8, prompts: str | None = None, judge: str | None = None
+) -> None:
+    figures = measured(2.1, 0.45, 0.25, judge=judge is not None)
+    result = {"checkpoint": "step-8", "step": step, "prompts": prompts, "figures": figures, "judge": judge}
+    write_json(folder / "eval" / f"{name}.json", result)
 
 
 def test_every_validation_and_every_held_out_evaluation_is_a_point(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     evaluated(run, "step-000008-x4")
     evaluated(run, "elsewhere", prompts="other.jsonl")
-    write_json(run / "eval" / "manifest.json", {"before": "0" * 64})
+    write_json(run / "eval" / "manifest.json", {"before": "0" * 64, "checkpoint": "0" * 64})
+    write_json(run / "eval" / "manifest-1.json", {"checkpoint": "0" * 64})
     write_json(run / "eval" / "best-x4-against-other.json", {"run": "a", "against": "b", "figures": {}})
     points = gather([str(run)])
     assert [(p.kind, p.name, p.step) for p in points] == [
@@ -131,6 +133,26 @@ def test_the_table_marks_the_frontier_and_shows_intervals(tmp_path: Path) -> Non
     assert "held-out after step 4 *" in lines[5]
     assert "0.600 [0.500, 0.800]" in lines[5]
     assert lines[2].split()[-1] == "–"
+
+
+def test_wins_by_different_judges_do_not_stand_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    for run, mark in zip(runs, ("1" * 16, "1" * 16, "2" * 16), strict=True):
+        write_text(run / "eval" / f"judged-{mark}.parquet", "")
+    evaluated(runs[1], "best-x4", judge="1" * 64)
+    one, two = gather([str(run) for run in runs[:2]]), gather([str(run) for run in runs])
+    assert "wins (judge)" in as_table(one)
+    assert "35.0% [25.0%, 55.0%]" in as_table(one).splitlines()[5]
+    assert "wins (judge)" not in as_table(two)
+    rows = list(csv.DictReader(io.StringIO(as_csv(two))))
+    marks = "".join(row["judge"][:1] or "-" for row in rows)
+    assert marks == "---11" + "---111" + "---22"  # a validation has no grades
+    monkeypatch.setattr(command, "_image", lambda figure, suffix: b"")
+    for count in (2, 3):
+        assert entry_point(command.main, [*map(str, runs[:count]), "--out", str(tmp_path / "out")]) == 0
+        assert ("have different judges" in capsys.readouterr().out) == (count == 3)
 
 
 def test_the_command_writes_a_csv_and_two_pictures_and_prints_the_table(
@@ -229,7 +251,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
         "no run there": [str(run), str(tmp_path / "nothing")],
         "has no validation yet": [str(empty)],
         "metrics.jsonl: damaged": [str(damaged)],
-        "7 runs: at most 6": [str(run)] * 7,
+        "9 runs: at most 8": [str(run)] * 9,
         "named twice": [str(run), str(run)],
     }
     for expected, arguments in cases.items():

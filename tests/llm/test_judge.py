@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,8 @@ class Answer(NamedTuple):
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     kind: str = "application/json"
+    pause: float = 0.0
+    """Seconds after each byte."""
 
 
 class Asked(NamedTuple):
@@ -54,7 +57,11 @@ class Asked(NamedTuple):
 
     moment: float
     body: dict[str, Any]
-    authorization: str
+    headers: Message
+
+    @property
+    def authorization(self) -> str:
+        return self.headers["Authorization"]
 
     @property
     def message(self) -> str:
@@ -134,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.path == "/v1/chat/completions"
-        answer = self.server.judge.answer(Asked(time.monotonic(), body, self.headers["Authorization"]))
+        answer = self.server.judge.answer(Asked(time.monotonic(), body, self.headers))
         if answer.body is None:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -144,7 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        self.wfile.write(answer.body)
+        if not answer.pause:
+            self.wfile.write(answer.body)
+            return
+        for byte in answer.body:
+            self.wfile.write(bytes([byte]))
+            time.sleep(answer.pause)
 
 
 @pytest.fixture
@@ -410,14 +422,20 @@ def test_what_the_judge_wrote_is_one_escaped_line_of_the_store(tmp_path: Path, s
 # Against another run
 
 
-def test_another_run_s_completions_stand_in_the_references_place(tmp_path: Path, server: JudgeServer) -> None:
+def test_another_run_s_completions_stand_in_the_references_place(
+    tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run(tmp_path / "one", [("How?", "good", "reference")])
     make_run(tmp_path / "two", [("How?", "bad", "reference")])
     result = run_judge(tmp_path / "one", server, "--against", str(tmp_path / "two"))
+    assert "the runs have one seed and share their draws" in capsys.readouterr().out
     assert server.asked[0].shown == {"A": "good", "B": "bad"}
     assert result["counts"]["win"] == 1
     assert result["against"] == str(tmp_path / "two")
     assert not (tmp_path / "two" / "judge").exists()
+    write_text(tmp_path / "two" / "config.yaml", "format: anthropic-hh\nseed: 7\n")
+    run_judge(tmp_path / "one", server, "--against", str(tmp_path / "two"))
+    assert "share their draws" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("other", [many(2), many(4), [*many(2), ("Another?", "x", "y")]])
@@ -451,15 +469,67 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(tmp_path: Pat
 def test_a_server_that_stays_busy_ends_it_and_what_was_judged_is_kept(
     status: int, tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_run(tmp_path, many(3))
+    make_run(tmp_path, many(10))
     server.behave = lambda asked: prefers_good(asked) if len(server.asked) < 4 else refused(status, "full \x1b[31m")
     message = run_badly(tmp_path, server, capsys)
     assert f"status {status}" in message
     assert r"full \x1b[31m" in message
+    assert ("10 questions in a row failed" in message) == (status != 429)  # a limit on requests is no question's fault
     assert len(stored(tmp_path)) == 3
+    in_vain = len(server.asked) - 3
+    assert in_vain == (1 if status == 429 else 10)
     server.behave = prefers_good
-    assert run_judge(tmp_path, server)["counts"]["win"] == 3
-    assert len(server.asked) == 7
+    assert run_judge(tmp_path, server)["counts"]["win"] == 10
+    assert len(server.asked) == 20 + in_vain
+
+
+@pytest.mark.parametrize("status", [403, 409, 500, 502])
+def test_a_question_at_which_the_server_fails_each_time_keeps_no_other_from_being_asked(
+    status: int, tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, [("Poison?", "good", "bad"), *many(9)])
+    server.behave = lambda asked: refused(status, "oh") if "Poison?" in asked.message else prefers_good(asked)
+    for _ in range(2):
+        result = run_judge(tmp_path, server)
+        assert result["counts"] | {"win": 9, "unanswered": 1} == result["counts"]
+        assert f"2 questions stay without an answer, the first about test-0: status {status}" in capsys.readouterr().err
+
+
+def test_a_question_that_takes_too_long_each_time_keeps_no_other_from_being_asked(
+    tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, [("Poison?", "good", "bad"), *many(2)])
+    is_over = threading.Event()
+
+    def behave(asked: Asked) -> Answer:
+        if "Poison?" in asked.message:
+            is_over.wait(5)
+        return prefers_good(asked)
+
+    server.behave = behave
+    assert run_judge(tmp_path, server, "--timeout", "0.4")["counts"]["unanswered"] == 1
+    assert "test-0: no reply within --timeout 0.4 seconds" in capsys.readouterr().err
+    is_over.set()
+
+
+def test_a_long_pause_that_a_server_asks_for_is_told_and_not_waited_for(
+    tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.behave = lambda asked: refused(429, "quota", ("Retry-After", "86400"))
+    message = run_badly(make_run(tmp_path, many(1)), server, capsys, "--retries", "3")
+    assert "quota; it asks to wait 86400 seconds" in message
+    assert len(server.asked) == 1
+
+
+def test_a_reply_that_comes_in_drops_does_not_outlast_the_time_allowed(
+    tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each byte comes in time, the whole does not."""
+    server.behave = lambda asked: prefers_good(asked)._replace(pause=0.05)
+    start = time.monotonic()
+    message = run_badly(make_run(tmp_path, many(1)), server, capsys, "--timeout", "0.4", "--retries", "0")
+    assert "no reply within --timeout 0.4 seconds" in message
+    assert time.monotonic() - start < 5
 
 
 def test_a_reply_that_takes_too_long_is_asked_for_again_and_then_given_up(
@@ -620,7 +690,20 @@ def test_a_line_torn_anywhere_is_dropped_and_asked_again(tmp_path: Path, server:
         assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("damage", [b"{}\n", b"7\n", b"\xff\n", b'{"key": \n'])
+FIRST = {"key": "k", "prompt_id": "p", "run_is": "A", "reply": "[[A]]", "finish_reason": None}
+COUNTED = FIRST | {"prompt_tokens": 1, "reply_tokens": None}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"{}\n", b"7\n", b"\xff\n", b'{"key": \n', json.dumps(FIRST).encode() + b"\n"),
+        *(
+            json.dumps(COUNTED | change).encode() + b"\n"
+            for change in ({"reply": None}, {"key": 7}, {"finish_reason": 1}, {"prompt_tokens": "1"}, {"more": 1})
+        ),
+    ],
+)
 def test_a_damaged_store_is_refused_and_left_as_it_is(
     damage: bytes, tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -629,7 +712,9 @@ def test_a_damaged_store_is_refused_and_left_as_it_is(
     damaged = damage + path.read_bytes()
     path.write_bytes(damaged)
     asked = len(server.asked)
-    assert f"{path}: damaged" in run_badly(tmp_path, server, capsys)
+    message = run_badly(tmp_path, server, capsys)
+    assert f"{path}, line 1: damaged" in message
+    assert "remove this line: its question is asked again" in message
     assert path.read_bytes() == damaged
     assert len(server.asked) == asked
 
@@ -709,7 +794,7 @@ def echo(status: int) -> Callable[[Asked], Answer]:
 
     def behave(asked: Asked) -> Answer:
         if status == 200:
-            return said(f"{asked.authorization} [[A]]")
+            return said(f"{asked.authorization} [[A]]", asked.authorization)
         return refused(status, f"not with {asked.authorization}", ("X-Key", asked.authorization))
 
     return behave
@@ -737,7 +822,8 @@ def test_what_a_server_says_of_a_refused_key_is_not_repeated(
 ) -> None:
     server.behave = lambda asked: refused(status, f"wrong key {KEY[:12]}…")
     message = run_badly(make_run(tmp_path), server, capsys)
-    assert f"status {status}, the key is refused. Check OPENAI_API_KEY." in message
+    assert f"status {status}, the key" in message
+    assert "heck OPENAI_API_KEY" in message
     assert KEY[:12] not in message
 
 
@@ -786,6 +872,64 @@ def test_an_address_that_is_none_or_may_hold_a_secret_is_refused_unseen(
     message = run_badly(make_run(tmp_path), server, capsys, "--base-url", url)
     assert "--base-url: must be like http://localhost:8000/v1" in message
     assert KEY not in message
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", f"socks9://me:{KEY}@127.0.0.1:1"),
+        ("HTTP_PROXY", f"ftp://me:{KEY}@127.0.0.1"),
+        ("HTTP_PROXY", f"http://me:{KEY}@[::1"),
+        ("SSL_CERT_FILE", "/nowhere/certificates.pem"),
+    ],
+)
+def test_proxies_and_certificates_that_cannot_be_used_are_told(
+    name: str, value: str, tmp_path: Path, server: JudgeServer, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv(name, value)
+    message = run_badly(make_run(tmp_path), server, capsys)
+    assert "proxies or certificates of the environment cannot be used" in message
+    assert name in message
+    assert KEY not in message
+    assert not (tmp_path / "judge" / "replies.jsonl").exists()
+
+
+def test_an_account_at_openai_is_told_to_no_other_server(
+    tmp_path: Path, server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
+    run_judge(make_run(tmp_path, many(1)), server)
+    assert server.asked[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert not [value for value in server.asked[0].headers.values() if "secret" in value]
+
+
+def test_an_interruption_tells_how_a_judge_goes_on(
+    tmp_path: Path, server: JudgeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "llm.judge", *arguments(make_run(tmp_path), server)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def behave(asked: Asked) -> Answer:
+        if len(server.asked) == 2:
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        return prefers_good(asked)
+
+    server.behave = behave
+    error = child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert error.splitlines()[-1] == f"Interrupted. {judge_server.KEPT}"
+    assert "Traceback" not in error
+    assert len(stored(tmp_path)) == 1
 
 
 # The estimate, and mistakes

@@ -15,10 +15,11 @@ import pytest
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from llm.config import AlignConfig
+from llm.methods import METHODS
 from llm.prompts import PromptSets, load_prompts
 from llm.records import Prompt
 from llm.stopping import stop_position, text_before_stop, tokens_until_stop
-from llm.store import ShardFolder
+from llm.store import ShardFolder, read_events
 from llm.tables import read_rows
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,6 +97,24 @@ def test_real_dialogues_run_through_and_everything_left_out_is_counted(workplace
     assert all(row["prompt"].endswith("\n\nAssistant:") for row in stored)
     answers = {p: row["chosen"][len(p) :] for p, row in zip(prompts, rows, strict=True)}
     assert all(row["reference"] == answers[row["prompt"]] for row in stored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_the_real_llama_on_real_dialogues(method: str, workplace: Path) -> None:
+    n, batch = (2, 8) if method == "dpo" else (4, 4)
+    summary = align(
+        workplace,
+        *("--model", STORIES, "--prompts", DIALOGUES, "--format", "anthropic-hh", "--prompt-overflow", "skip"),
+        *("--reward", "mypackage.rewards:brief", "--max-new-tokens", 16, "--n", n, "--e", 2, "--m", 8, "--k", 3),
+        *("--max-prompt-tokens", 200, "--batch", batch, "--validation-count", 8, "--test-count", 16),
+        *("--tracker", "none", "--method", method),
+    )
+    events = read_events(workplace / "RUN" / "metrics.jsonl")
+    steps = [event for event in events if event["event"] == "step"]
+    assert len(steps) == 6
+    assert all(step["grad_norm"] > 0 for step in steps)
+    assert summary["counts"]["gradient_steps"] == 6
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def covered(estimate: dict[str, float | int | None], truth: float) -> bool:
     return estimate["low"] <= truth <= estimate["high"]
 
 
-@given(total=st.integers(1, 500), data=st.data())
+@given(total=st.integers(2, 500), data=st.data())
 def test_a_proportion_has_the_wilson_interval(total: int, data: st.DataObject) -> None:
     """Its ends are the roots of (p̂ − p)² = z² p (1 − p) / n."""
     count = data.draw(st.integers(0, total))
@@ -63,6 +64,7 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 
 def test_a_single_value_claims_no_interval() -> None:
     assert mean([2.5]) == {"estimate": 2.5, "low": None, "high": None, "n": 1}
+    assert proportion([True]) == {"estimate": 1.0, "low": None, "high": None, "n": 1}
 
 
 def test_estimates_can_be_written_as_json() -> None:
@@ -147,6 +149,70 @@ def test_intervals_cover_the_truth_95_times_in_100_where_judgements_are_clustere
     blind = np.mean([covered(interval(values), truth) for values in sets[:300]])
     assert 0.93 <= coverage <= 0.97
     assert blind < 0.91
+
+
+FEW = 10
+FEW_IDS = np.repeat(np.arange(FEW), EACH)
+
+
+@pytest.mark.parametrize("kind", ["wins", "skewed rewards", "paired differences"])
+def test_intervals_of_few_prompts_keep_what_a_bootstrap_would_lose(kind: str) -> None:
+    """2,000 sets on 10 prompts with 4 completions each; with so few, skewed rewards are covered too rarely by any."""
+    simulate, interval = KINDS[kind]
+    sets, truth = simulate(np.random.default_rng(20260105))
+    few = sets[:, : FEW * EACH].astype(float)
+    means = few.reshape(SETS, FEW, EACH).mean(-1)
+    bootstrapped = [statistics._bootstrapped(m.mean(), m - m.mean(), 1) for m in means]
+    coverage = np.mean([covered(interval(values, FEW_IDS), truth) for values in few])
+    assert coverage > np.mean([covered(one, truth) for one in bootstrapped])
+    assert (0.89 if kind == "skewed rewards" else 0.93) <= coverage <= 0.97
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wins", "ties", "skewed rewards", "paired differences"])
+def test_the_page_says_how_often_intervals_of_few_prompts_cover_the_truth(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate, interval = KINDS[kind]
+    sets, truth = simulate(np.random.default_rng(20260105))
+    cells = []
+    for count in (5, 10, 19):
+        ids = np.repeat(np.arange(count), EACH)
+        for few in (20, 0):  # the interval used, and BCa in its place
+            monkeypatch.setattr(statistics, "FEW", few)
+            hits = [covered(interval(values, ids), truth) for values in sets[:, : count * EACH].astype(float)]
+            cells.append(percent(np.mean(hits)))
+    (row,) = (line for line in PAGE.split("**Few prompts.**")[1].splitlines() if line.startswith(f"| {kind}"))
+    assert row.split(" | ", 1)[1].removesuffix(" |").split(" | ") == cells
+
+
+@pytest.mark.slow
+def test_the_page_says_how_seldom_the_interval_of_a_sparse_difference_holds_the_truth() -> None:
+    """A share of 200 prompts changes by 1, no other at all."""
+    rng, found = np.random.default_rng(3), []
+    for share in (0.005, 0.01, 0.02):
+        changed = (rng.random((SETS, PROMPTS)) < share).astype(float)
+        one = np.mean([covered(mean(values), share) for values in changed])
+        found.append((np.mean([covered(mean(np.repeat(v, EACH), IDS), share) for v in changed]), one))
+    four, one = ([f"{value:.0%}".rstrip("%") for value in column] for column in zip(*found, strict=True))
+    text = " ".join(PAGE.split())
+    assert f"in {four[0]} % of 2,000 sets at 0.5 % of changed prompts, {four[1]} % at 1 %, {four[2]} % at 2 %" in text
+    assert f"with one, Student's t, {one[0]}, {one[1]} and {one[2]} %)" in text
+
+
+def test_the_mean_of_few_prompts_is_that_of_their_means_with_students_interval() -> None:
+    rng = np.random.default_rng(11)
+    values, ids = rng.normal(size=19 * 3), np.repeat(np.arange(19), 3)
+    assert mean(values, ids) == pytest.approx(mean(values.reshape(19, 3).mean(1)) | {"n": 57})
+    more = rng.normal(size=20 * 3)
+    assert mean(more, np.repeat(np.arange(20), 3))["low"] != pytest.approx(mean(more.reshape(20, 3).mean(1))["low"])
 
 
 @pytest.mark.slow
@@ -248,7 +314,16 @@ def test_prompts_that_all_agree_have_the_interval_of_one_value_each(hits: list[b
     assert proportion(hits, ids) == proportion(shares) | {"n": 20}
 
 
+def test_prompts_that_all_agree_on_a_half_have_wilsons_interval_of_a_half() -> None:
+    """Three halves are 1.5 hits of 3, neither 1 nor 2."""
+    result = proportion([True, False] * 3, ["a", "a", "b", "b", "c", "c"])
+    half = Z * math.sqrt(0.25 / 3 + Z**2 / 36) / (1 + Z**2 / 3)
+    assert result == pytest.approx({"estimate": 0.5, "low": 0.5 - half, "high": 0.5 + half, "n": 6})
+
+
 def test_a_single_prompt_claims_no_interval() -> None:
+    half = proportion([True, False], ["a", "a"])
+    assert half == {"estimate": 0.5, "low": None, "high": None, "n": 2}
     for result in (mean([1.0, 2.0], ["a", "a"]), ratio([1.0, 2.0], [2.0, 4.0], ["a", "a"]), ratio([3.0], [6.0])):
         assert (result["low"], result["high"]) == (None, None)
     assert ratio([1.0, 2.0], [2.0, 4.0], ["a", "a"])["estimate"] == 0.5
@@ -312,3 +387,11 @@ def test_repeating_every_value_within_its_prompt_leaves_the_rate_at_equal_length
 )
 def test_a_rate_at_equal_length_that_the_data_do_not_identify_is_none(wins: list[bool], extra: list[float]) -> None:
     assert length_controlled(wins, extra) is None
+
+
+def test_a_rate_at_equal_length_whose_error_rounding_decides_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    won, extra = [True, False, False, True], [0, 1, -1, 2]
+    assert length_controlled(won, extra) is not None
+    for parameters in ([1000.0, 0.0], [math.nan, math.nan]):  # saturated; not converged
+        monkeypatch.setattr(statistics, "_logistic_fit", lambda features, wins, ends=parameters: np.array(ends))
+        assert length_controlled(won, extra) is None
