@@ -154,7 +154,7 @@ def open_run(config: AlignConfig, resume: bool) -> Run:
     texts = read_texts(config)
     reward = configured_reward(config)
     policy = load_policy(config)
-    prompts = load_prompts(config, policy.tokenizer, policy.context_length, texts)
+    prompts = load_prompts(config, policy.tokenizer, policy.prompt_context, texts)
     check_references(reward, prompts.train)
     judge = load_callable(config.judge, option="--judge") if config.judge else None
     _tell_unused(config)

@@ -385,7 +385,8 @@ def _check_method(config: AlignConfig) -> None:
     for setting in sorted(method_settings() - set(method.heeds)):
         if getattr(config, setting) != getattr(AlignConfig(), setting):
             raise UserError(
-                f"{_option(setting)} {getattr(config, setting)}: --method {name} does not use it. Leave it out."
+                f"{_option(setting)} {getattr(config, setting)}: --method {name} does not use it. Leave it out, or set "
+                f"it back to {getattr(AlignConfig(), setting)} where a file sets it."
             )
     if method.is_paired and config.n % 2:
         raise UserError(f"--n {config.n}: --method {name} needs an even number, for pairs or halves of a group.")
@@ -395,10 +396,10 @@ def _check_method(config: AlignConfig) -> None:
         )
     if config.label_smoothing >= 0.5:
         raise UserError(f"--label-smoothing {config.label_smoothing}: must be below 0.5, where labels say nothing.")
-    if name in ("rso", "nca") and config.sampling_temperature != 1:
+    if config.sampling_temperature != 1 and (name in ("rso", "nca") or "clip" in method.heeds):
         raise UserError(
-            f"--sampling-temperature {config.sampling_temperature}: --method {name} needs completions of the prior "
-            "itself. Leave it at 1."
+            f"--sampling-temperature {config.sampling_temperature}: --method {name} compares completions with the "
+            "model that sampled them as it is. Leave it at 1."
         )
     accepted = accepted_count(config)
     if name == "rso" and (accepted % 2 or accepted > config.n):
@@ -438,14 +439,7 @@ def _check_given(config: AlignConfig) -> None:
 
 def _check_token_method(config: AlignConfig) -> None:
     """Refuse settings with which a method of tokens cannot work."""
-    from llm.methods import METHODS
-
-    tokens, name = METHODS[config.method].tokens, config.method
-    if tokens and tokens.is_cached and config.rollouts:
-        raise UserError(
-            f"--rollouts {config.rollouts}: --method {name} needs the log-prob of every token under the policy that "
-            "sampled it, which given completions do not have. Leave it out, or use --method rloo."
-        )
+    name = config.method
     if config.gae_lambda > 1:
         raise UserError(f"--gae-lambda {config.gae_lambda}: must be at most 1.")
     if name == "quark" and not 2 <= len(config.quantiles) == len(set(config.quantiles)):

@@ -362,12 +362,12 @@ def _prompts(subject: Subject, command: EvaluateCommand) -> tuple[list[Prompt], 
         config = replace(
             subject.config, prompts=command.prompts, test_prompts="", test_count=0, validation_count=0, m=1
         )
-        read = load_prompts(config, policy.tokenizer, policy.context_length).train  # all of them
+        read = load_prompts(config, policy.tokenizer, policy.prompt_context).train  # all of them
         prompts = [replace(p, prompt_id=p.prompt_id.replace("train", "asked", 1)) for p in read]
         say(f"Making and rewarding the references of {len(prompts)} prompts.")
         rows = make_references(config, policy, subject.reward, prompts)
     else:
-        prompts = load_prompts(subject.config, policy.tokenizer, policy.context_length).test
+        prompts = load_prompts(subject.config, policy.tokenizer, policy.prompt_context).test
         rows = ShardFolder(subject.folder / "eval").read("references")
         if _held_out(subject.folder) != [(prompt.prompt_id, prompt.token_ids) for prompt in prompts]:
             raise UserError(

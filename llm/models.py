@@ -90,6 +90,11 @@ class Policy:
         head = self.value_head.parameters() if self.value_head else ()
         return [*(p for p in self.model.parameters() if p.requires_grad), *head]
 
+    @property
+    def prompt_context(self) -> int:
+        """Tokens that a prompt and its completion may have together beside the longest control."""
+        return self.context_length - max(map(len, self.controls), default=0)
+
     def controlled(self, prompt: Prompt) -> Prompt:
         """Return a prompt as the policy, or within `as_prior` the prior, is to see it."""
         return self.with_control(prompt, tuple(self.control)) if self.control else prompt
@@ -408,8 +413,8 @@ def refuse_other_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int]
     """
     for tensor, found, expected in sorted(mismatched, key=lambda entry: entry[0]):
         raise UserError(
-            f"{name}: in its files {tensor} has shape {tuple(found)}, and by its config.json {tuple(expected)}. The two "
-            "do not belong together; get both anew."
+            f"{name}: in its files {tensor} has shape {tuple(found)}, and by its config.json {tuple(expected)}. The "
+            "two do not belong together; get both anew."
         )
 
 

@@ -110,7 +110,7 @@ def _prompt(text: str, held_out: dict[str, Any], policy: Policy, config: AlignCo
     token_ids = tuple(held_out["prompt_token_ids"])
     if not held_out["is_chat"]:
         return Prompt("asked", held_out["prompt"], token_ids, held_out["reference"])
-    first = load_prompts(config, policy.tokenizer, policy.context_length).test[0]  # a reward wants the messages
+    first = load_prompts(config, policy.tokenizer, policy.prompt_context).test[0]  # a reward wants the messages
     if first.token_ids != token_ids:
         raise UserError(f"{config.out}: its prompts ({config.prompts}) changed since the run. Give one with --prompt.")
     return replace(first, prompt_id="asked", reference=held_out["reference"])
@@ -118,7 +118,7 @@ def _prompt(text: str, held_out: dict[str, Any], policy: Policy, config: AlignCo
 
 def _check_length(prompt: Prompt, policy: Policy, config: AlignConfig) -> None:
     """Refuse a prompt that leaves no room."""
-    room = policy.context_length - config.max_new_tokens
+    room = policy.prompt_context - config.max_new_tokens
     if len(prompt.token_ids) > room:
         raise UserError(
             f"--prompt: has {len(prompt.token_ids)} tokens and only {room} fit beside the completion. Shorten it."

@@ -142,10 +142,12 @@ GRPO_COLUMNS = ("log_prior", "log_proposal", "advantage")
 def ppo_rows(groups: Sequence[ScoredGroup], reward: torch.Tensor, config: AlignConfig) -> list[PpoRow]:
     """Return completions with the advantages and returns of their tokens; the tokens of a group count alike.
 
-    A token's reward is −temperature (log q' − log p); the last one has the completion's beside it.
+    A token's reward is −temperature (log q' − log p); the last one has the completion's beside it, less the mean of
+    its group: rewards mean something up to a constant for each prompt only, which a value head would first have to
+    learn.
     """
     found = []
-    for group, of_group in zip(groups, reward.numpy(), strict=True):
+    for group, of_group in zip(groups, (reward - reward.mean(-1, keepdim=True)).numpy(), strict=True):
         tokens, lengths = _cached(group), [len(completion.token_ids) for completion in group.completions]
         for index, pair in enumerate(group_pairs(group)):
             log_prior, log_proposal, values = (column[index] for column in tokens)

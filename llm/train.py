@@ -163,7 +163,9 @@ def _accumulate_tokens(
     """The same for a method of tokens, whose loss is a sum over completions: no pass needs to know of another."""
     config, parts = objective.config, []
     try:
-        maximised = config.temperature * objective.log_goodness(_stacked(groups, "reward"))
+        maximised = _stacked(groups, "reward")
+        if METHODS[config.method].uses_goodness:
+            maximised = config.temperature * objective.log_goodness(maximised)
         completions = method.rows(groups, maximised, config)
         for start in range(0, len(completions), rows):
             part = method.loss(policy, completions[start : start + rows], config)

@@ -234,14 +234,14 @@ def test_what_was_written_by_others_is_text_in_the_page(kind: str, tmp_path: Pat
 
 
 def test_curves_of_several_runs_differ_in_dashes_and_markers(tmp_path: Path) -> None:
-    many = {name: events(60) for name in "ABCDEF"}
+    many = {name: events(60) for name in "ABCDEFGH"}
     figure = overlay(many, set())
     for axes, panel in zip(figure.axes, PANELS, strict=True):
-        lines = axes.lines[:6]
-        assert len({(str(line.get_linestyle()), line.get_marker()) for line in lines}) == 6 == len(STYLES)
+        lines = axes.lines[:8]
+        assert len({(str(line.get_linestyle()), line.get_marker()) for line in lines}) == 8 == len(STYLES)
         expected = (STEP | VALIDATION | {"distinct_completions": 0.9})[panel.keys[0]]
         assert all(set(line.get_ydata()) == {expected} for line in lines)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list("ABCDEF")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list("ABCDEFGH")
 
 
 def test_panels_that_do_not_mean_the_same_are_not_drawn() -> None:
@@ -259,7 +259,7 @@ def test_panels_that_do_not_mean_the_same_are_not_drawn() -> None:
         (["first", "first"], "a run is named twice"),
         (["first", "./first"], "a run is named twice"),
         (["first", "nowhere"], "nowhere: not the folder of a finished run"),
-        ([f"run{i}" for i in range(7)], "7 runs: at most 6"),
+        ([f"run{i}" for i in range(9)], "9 runs: at most 8"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(

@@ -360,9 +360,9 @@ def test_labels_that_say_nothing_are_refused() -> None:
         validate(dataclasses.replace(GIVEN, method="cdpo", label_smoothing=0.5))
 
 
-@pytest.mark.parametrize("method", ["rso", "nca"])
-def test_methods_that_need_the_prior_itself_refuse_another_temperature(method: str) -> None:
-    with pytest.raises(UserError, match=f"--method {method} needs completions of the prior itself"):
+@pytest.mark.parametrize("method", ["rso", "nca", "rloo", "grpo", "ppo"])
+def test_methods_that_need_what_sampled_as_it_is_refuse_another_temperature(method: str) -> None:
+    with pytest.raises(UserError, match=f"--method {method} compares completions with the model"):
         validate(dataclasses.replace(GIVEN, method=method, sampling_temperature=0.7))
 
 

@@ -119,7 +119,7 @@ def ppo_oracle(policy: Policy, groups: list[ScoredGroup], config: AlignConfig) -
             row, length = forward(policy, [*prompt.token_ids], completion.token_ids), len(completion.token_ids)
             old, log_old, log_prior = group.tokens.values[i], group.tokens.log_proposal[i], group.tokens.log_prior[i]
             reward = [-config.temperature * (log_old[t] - log_prior[t]) for t in range(length)]
-            reward[-1] += group.reward[i]
+            reward[-1] += group.reward[i] - group.reward.mean()
             surprise = [reward[t] + (old[t + 1] if t + 1 < length else 0) - old[t] for t in range(length)]
             for t in range(length):
                 advantage = sum(config.gae_lambda ** (s - t) * surprise[s] for s in range(t, length))
@@ -287,17 +287,44 @@ def test_a_new_value_head_gives_zero_and_the_policy_is_the_prior(in_letters: Pat
 
 
 def test_the_value_head_learns_what_is_to_come(in_letters: Path, tmp_path: Path) -> None:
-    """Trained on one batch whose reward is 2 whatever is written, with next to nothing else to be learnt."""
+    """Trained on one batch, half of it rewarded with 2 and half with −2, it tells them apart at their last tokens."""
     config = settings("ppo", m=2, batch=2, temperature=1e-9, gae_lambda=1.0, value_weight=1.0, value_clip=10.0)
-    config = dataclasses.replace(config, clip=1e-9, max_grad_norm=10.0, learning_rate=0.05, warmup_steps=0)
-    policy = load_policy(config)
-    groups = [dataclasses.replace(g, reward=np.full(4, 2.0)) for g in collected(policy, config, tmp_path)]
+    config = dataclasses.replace(config, clip=1e-9, max_grad_norm=10.0, learning_rate=0.02, warmup_steps=0)
+    policy, rewards = load_policy(config), np.array([2.0, 2.0, -2.0, -2.0])
+    groups = [dataclasses.replace(g, reward=rewards) for g in collected(policy, config, tmp_path)]
     optimizer, objective = make_optimizer(policy, config), make_objective(config)
-    for step in range(40):
+    for step in range(150):
         train_step(policy, optimizer, groups, objective, step)
     pairs = [pair for group in groups for pair in group_pairs(group)]
-    values = np.concatenate(score_tokens(policy, pairs, 16)[1])
-    assert np.mean((values - 2) ** 2) < 0.02 * 2**2
+    values = score_tokens(policy, pairs, 16)[1]
+    errors = np.array([found[-1] for found in values]) - np.tile(rewards, 2)
+    assert np.mean(errors**2) < 0.1 * 2**2
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_a_constant_added_to_a_prompts_rewards_changes_nothing(method: str, in_letters: Path, tmp_path: Path) -> None:
+    config = settings(method)
+    policy = moved(load_policy(config))
+    groups = collected(policy, config, tmp_path)
+    gradients = []
+    for offset in (0.0, 20.0):
+        for parameter in policy.parameters():
+            parameter.grad = None
+        higher = [dataclasses.replace(g, reward=g.reward + offset * (i + 1)) for i, g in enumerate(groups)]
+        accumulate_gradient(policy, higher, make_objective(config), 1 / len(groups))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_grpo_knows_rewards_only_and_not_their_goodness(in_letters: Path, tmp_path: Path) -> None:
+    config = settings("grpo")
+    policy = moved(load_policy(config))
+    groups, gradients = collected(policy, config, tmp_path), []
+    for changes in ({}, {"goodness": "logistic", "temperature": 1.0}):
+        policy.model.zero_grad()
+        accumulate_gradient(policy, groups, make_objective(dataclasses.replace(config, **changes)), 1 / len(groups))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]))
+    assert torch.equal(*gradients)
 
 
 def test_the_value_head_is_kept_beside_the_adapter_and_in_checkpoints(in_letters: Path, tmp_path: Path) -> None:
@@ -528,7 +555,7 @@ REFUSED = {
     "--rollouts": (
         "grpo",
         {"rollouts": "some.jsonl"},
-        "--rollouts some.jsonl: --method grpo needs the log-prob of every",
+        "--rollouts some.jsonl: --method grpo must sample by itself",
     ),
     "one quantile": ("quark", {"quantiles": ("a",)}, "--quantiles a: must be two names or more"),
     "--gae-lambda": ("ppo", {"gae_lambda": 1.1}, "--gae-lambda 1.1: must be at most 1"),
