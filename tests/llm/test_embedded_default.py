@@ -11,7 +11,7 @@ import yaml
 
 from child_runs import comparable
 from llm.align import main
-from llm.config import PRESETS
+from llm.config import PREPARATION, PRESETS
 from llm.console import entry_point
 from llm.tiny.prepare import prepare
 
@@ -29,7 +29,7 @@ def test_what_the_default_exports_gives_a_bit_identical_adapter_through_the_opti
         copy(path, tmp_path / f"my_{name}{Path(path).suffix}")
     settings = yaml.safe_load((PRESETS / "tiny.yaml").read_text())
     exported = {"model": "my_model", "prompts": "my_prompts.jsonl", "reward": "my_reward"}
-    rest = {key: value for key, value in settings.items() if key != "prepare"}
+    rest = {key: value for key, value in settings.items() if key not in PREPARATION}
     options = [f"--{key.replace('_', '-')}={value}" for key, value in (rest | exported).items()]
     assert entry_point(main, [*options, *QUICK, "--out=own"]) == 0
     assert comparable(tmp_path / "own") == comparable(tmp_path / "default")

@@ -267,21 +267,21 @@ def test_every_method_has_an_oracle() -> None:
 
 
 def test_a_users_own_coefficients_are_a_method(policy: Policy, in_letters: Path) -> None:
-    Path("my_methods.py").write_text(
+    Path("own_coefficients.py").write_text(
         "def half(g, config):\n    return 0.5 * (g.target.softmax(-1) - g.ratio.softmax(-1))\n"
         "def fails(g, config):\n    raise KeyError('x')\n"
         "def wrong(g, config):\n    return [1.0]\n"
     )
     groups, gradients = scored_groups(policy), []
-    for method in ("brain", "my_methods:half"):
+    for method in ("brain", "own_coefficients:half"):
         validate(settings(method))
         policy.model.zero_grad()
         accumulate_gradient(policy, groups, make_objective(settings(method)), 1 / len(groups))
         gradients.append(flat_gradient(policy))
     assert (gradients[0] / 2 - gradients[1]).norm() < 1e-6 * gradients[0].norm()
     for name, message in (("fails", "failed with KeyError"), ("wrong", r"shape \(3, 8\); it returned shape \(1,\)")):
-        with pytest.raises(UserError, match=f"--method my_methods:{name}: .*{message}"):
-            accumulate_gradient(policy, groups, make_objective(settings(f"my_methods:{name}")), 1.0)
+        with pytest.raises(UserError, match=f"--method own_coefficients:{name}: .*{message}"):
+            accumulate_gradient(policy, groups, make_objective(settings(f"own_coefficients:{name}")), 1.0)
 
 
 def test_an_unknown_method_suggests_the_nearest() -> None:
