@@ -89,6 +89,7 @@ def test_pairing_by_prompt_and_seed_narrows_a_difference() -> None:
     assert paired.high - paired.low < 0.7 * (shuffled.high - shuffled.low)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_over_prompts() -> None:
     """One seed, 200 prompts: 95 % of 400 intervals hold the mean, within four standard errors (4.4 points)."""
     draws, hits = np.random.default_rng(1), 0
