@@ -24,7 +24,15 @@ from llm.records import Completion, Prompt
 from llm.rewards import AnyReward, ReferenceSubtracted
 from llm.rollout import completion_text
 from llm.run_folder import Identity, stored_config
-from llm.stored_rollouts import has_stated_rewards, run_prompts, scored_rows, stored_identity
+from llm.stopping import stop_position
+from llm.stored_rollouts import (
+    STATED,
+    has_stated_rewards,
+    rewarded_fingerprint,
+    run_prompts,
+    scored_rows,
+    stored_identity,
+)
 from llm.streams import text_fingerprint
 from llm.tables import Row, column, read_rows
 
@@ -32,6 +40,10 @@ ROUNDING = 1e-3
 """Nats by which a log-probability may be above 0."""
 SAME_SETTINGS = ("m", "max_new_tokens", "sampling_temperature", "stop")
 """What a run and the one whose rollouts it takes must agree in: they say what its proposal is."""
+WEIGHTED = ("dpo-sft-iw", "dpo-sft-iw-n")
+"""Methods for completions of the prior that weigh them by log q' all the same."""
+TABLE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+"""What the name of a file of rows ends in."""
 TOLD = {
     "diverging_pairs": "pairs are left out, for their dialogues part before the last answer: these are not two answers "
     "to one prompt.",
@@ -113,7 +125,13 @@ def load_given(config: AlignConfig, policy: Policy, prompts: PromptSets, reward:
     """
     if not config.rollouts:
         return _from_pairs(config, policy, prompts) if METHODS[config.method].proposal == "given" else None
-    if Path(config.rollouts).is_dir():
+    source = Path(config.rollouts)
+    if not source.exists() and ":" not in config.rollouts and not config.rollouts.endswith(TABLE_ENDINGS):
+        raise UserError(
+            f"--rollouts {source}: there is no such run folder or file. Check the path, or name a data set's split, "
+            f"such as {source}:train."
+        )
+    if source.is_dir():
         return _from_run(config, policy, prompts, reward)
     return _from_file(config, policy, prompts)
 
@@ -134,12 +152,18 @@ class _Reader:
         counts |= dict.fromkeys(TOLD, 0)
 
     def completions(
-        self, prompt: Prompt, texts: Sequence[str], place: str, finish_reasons: Sequence[str] | None = None
+        self,
+        prompt: Prompt,
+        texts: Sequence[str],
+        place: str,
+        finish_reasons: Sequence[str] | None = None,
+        *,
+        may_cut: bool = True,
     ) -> tuple[Completion, ...] | None:
         """Return a group's completions, None where one is too long and groups with such are to be left out.
 
         Raises:
-            UserError: A completion has no tokens, has an end token within, or is too long.
+            UserError: A completion has no tokens, has an end token within, or is too long or would be cut.
         """
         reasons = finish_reasons or ["stop"] * len(texts)
         places = [f"{place}, completion {index + 1}" for index in range(len(texts))]
@@ -155,6 +179,11 @@ class _Reader:
         if self._config.prompt_overflow == "skip":
             self.count("skipped_groups")
             return None
+        if not may_cut:
+            raise UserError(
+                f"{place}: --prompt-overflow truncate would cut a completion or its end token, and its log_proposal is "
+                "of the whole one. Raise --max-new-tokens, or use --prompt-overflow skip."
+            )
         return tuple(self._cut(prompt, completion, limit) for completion in found)
 
     def count(self, name: str) -> None:
@@ -228,7 +257,7 @@ def _pair(config: AlignConfig, prompt: Prompt, row: Row, number: int, reader: _R
         reader.count("diverging_pairs")
         return None
     completions = reader.completions(prompt, [prompt.reference, rejected], place)
-    return GivenGroup(prompt, completions, reward=[1.0, 0.0]) if completions else None
+    return GivenGroup(prompt, completions, reward=list(STATED)) if completions else None
 
 
 def _rejected(config: AlignConfig, prompt: Prompt, row: Row, number: int) -> str | None:
@@ -265,21 +294,19 @@ def _from_file(config: AlignConfig, policy: Policy, prompts: PromptSets) -> Give
         )
     if len(groups) > needed:
         say(f"{source}: the first {needed} of {len(groups)} groups are used (--e {config.e} times --m {config.m}).")
-    _check_proposal(source, groups)
+    _check_proposal(config, groups)
+    _count_held_out(source, groups[:needed], prompts)
     phases = [groups[start : start + config.m] for start in range(0, needed, config.m)]
     return GivenGroups(phases, are_rewarded=True)
 
 
 def _file_prompts(config: AlignConfig, policy: Policy, prompts: PromptSets) -> dict[int, Prompt]:
-    """The prompts of a file of groups by their rows; those of a run's own prompts that are among them are counted."""
+    """The prompts of a file of groups by their rows."""
     settings = replace(config, prompts=config.rollouts, test_prompts="", validation_count=0, test_count=0)
     settings = replace(settings, format="plain", prompt_column="prompt", reference_column="reference")
     read = load_prompts(settings, policy.tokenizer, policy.context_length)
     for name in ("skipped_prompts", "truncated_prompts"):
         prompts.counts[f"given_{name}"] = read.counts[name]
-    tokens = {prompt.token_ids for prompt in read.train}
-    held_out = prompts.validation + prompts.test
-    prompts.counts["held_out_prompts_also_in_training"] = sum(prompt.token_ids in tokens for prompt in held_out)
     numbers = [int(prompt.prompt_id.removeprefix("train-")) for prompt in read.train]
     return {
         number: replace(prompt, prompt_id=f"given-{number}", reference=None)
@@ -287,18 +314,30 @@ def _file_prompts(config: AlignConfig, policy: Policy, prompts: PromptSets) -> d
     }
 
 
+def _count_held_out(source: str, groups: Sequence[GivenGroup], prompts: PromptSets) -> None:
+    """Count the run's held-out prompts that are among those of the groups, and say how many."""
+    tokens = {group.prompt.token_ids for group in groups}
+    count = sum(prompt.token_ids in tokens for prompt in prompts.validation + prompts.test)
+    prompts.counts["held_out_prompts_also_in_training"] = count
+    if count:
+        say(f"Warning: {source}: {count} held-out prompts of --prompts are trained on, for they are among its prompts.")
+
+
 def _row_group(config: AlignConfig, reader: _Reader, prompt: Prompt, row: Row, number: int) -> GivenGroup | None:
     """The group of one row of a file, None where it is to be left out."""
     place = f"{config.rollouts}, row {number}"
     values = {name: _values(config, row, name, number) for name in COLUMNS}
-    completions = reader.completions(prompt, values["completions"] or [], place, values["finish_reasons"])
+    texts = values["completions"] or []
+    for index, text in enumerate(texts):
+        if stop_position(text, config.stop) is not None:
+            raise UserError(
+                f"{place}, completion {index + 1}: its text holds a --stop string, and the judge and the evaluation "
+                "see a completion only up to one. Cut the text before it."
+            )
+    may_cut = values["log_proposal"] is None
+    completions = reader.completions(prompt, texts, place, values["finish_reasons"], may_cut=may_cut)
     if completions is None:
         return None
-    if values["log_proposal"] and [c.text for c in completions] != values["completions"]:
-        raise UserError(
-            f"{place}: --prompt-overflow truncate would cut a completion, and its log_proposal is of the whole one. "
-            "Raise --max-new-tokens, or use --prompt-overflow skip."
-        )
     return GivenGroup(prompt, completions, log_proposal=values["log_proposal"], reward=values["scores"])
 
 
@@ -322,13 +361,19 @@ def _value(value: object, name: str, place: str) -> Any:
         raise UserError(f"{place}: {value!r:.100} is not {COLUMNS[name].kind}. Mend the row.") from error
 
 
-def _check_proposal(source: str, groups: Sequence[GivenGroup]) -> None:
-    """Refuse a file that tells q' of some groups only, and say what it means where it is told of none."""
+def _check_proposal(config: AlignConfig, groups: Sequence[GivenGroup]) -> None:
+    """Refuse a file that tells q' of some groups only, and say what it means where nobody knows or heeds it."""
+    source = config.rollouts
     known = [group.log_proposal is not None for group in groups]
     if any(known) and not all(known):
         number = groups[known.index(False)].prompt.prompt_id.removeprefix("given-")
         raise UserError(
             f"{source}, row {number}: has no log_proposal, and other rows have. Give it in every row or in none."
+        )
+    if known[0] and METHODS[config.method].proposal == "prior" and config.method not in WEIGHTED:
+        say(
+            f"Warning: --method {config.method} makes no use of {source}'s log_proposal: it takes the completions for "
+            "the prior's, and where another model wrote them, it may end elsewhere (docs/own_model.md)."
         )
     if not known[0]:
         say(
@@ -339,7 +384,7 @@ def _check_proposal(source: str, groups: Sequence[GivenGroup]) -> None:
 
 
 def _from_run(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: AnyReward) -> GivenGroups:
-    """The groups of another run, with its log-probs, and with its rewards where they are this run's reward's."""
+    """The groups of another run with its log-probs, and with what it has of this run's rewards or preferences."""
     folder = Path(config.rollouts)
     _check_settings(config, stored_config(folder))
     identity = stored_identity(folder)
@@ -350,13 +395,30 @@ def _from_run(config: AlignConfig, policy: Policy, prompts: PromptSets, reward: 
             "completions as text in a file of groups (docs/own_model.md)."
         )
     known = _shared_prompts(folder, policy, prompts, identity, with_reference=isinstance(reward, ReferenceSubtracted))
-    phases = [_run_phase(config, identity, reward, known, phase) for phase in range(config.e)]
+    is_stated = has_stated_rewards(folder)
+    is_kept = is_stated and METHODS[config.method].proposal == "given"
+    fingerprint = identity.fingerprint() if is_kept else rewarded_fingerprint(folder, reward.fingerprint())
+    phases = [_run_phase(config, identity, fingerprint, known, phase) for phase in range(config.e)]
+    _tell_rewards(config, phases, is_stated, is_kept)
+    return GivenGroups(phases, are_rewarded=is_kept)
+
+
+def _tell_rewards(config: AlignConfig, phases: list[list[GivenGroup]], is_stated: bool, is_kept: bool) -> None:
+    """Say where the rewards of another run's completions are from."""
+    if is_kept:
+        say(f"{config.rollouts}: its pairs and their stated preferences are trained on; --reward only evaluates.")
+        return
+    if is_stated:
+        say(
+            f"Warning: {config.rollouts} trained on pairs with stated preferences, which are no rewards. --method "
+            f"{config.method} needs rewards, so those of the chosen and rejected answers are computed by --reward "
+            f"{config.reward}, which may not prefer the chosen ones."
+        )
     taken = sum(groups[0].reward is not None for groups in phases)
     say(
-        f"{folder}: its completions are trained on. Rewards are taken from it in {taken} of {config.e} phases, and "
-        "computed in the others."
+        f"{config.rollouts}: its completions are trained on. Rewards are taken from it in {taken} of {config.e} "
+        "phases, and computed in the others."
     )
-    return GivenGroups(phases, are_rewarded=False)
 
 
 def _check_settings(config: AlignConfig, other: AlignConfig) -> None:
@@ -370,8 +432,9 @@ def _check_settings(config: AlignConfig, other: AlignConfig) -> None:
             )
     if config.n > other.n:
         raise UserError(f"{place}: that run has {other.n} completions a prompt. Use --n {other.n} or fewer.")
-    rules = [METHODS[settings.method].proposal for settings in (config, other)]
-    if rules[0] == "prior" and rules[1] != "prior" and (config.e > 1 or rules[1] == "given"):
+    theirs = METHODS.get(other.method)  # a user's function is not loaded
+    rule = theirs.proposal if theirs else "policy"
+    if METHODS[config.method].proposal == "prior" and rule != "prior" and (config.e > 1 or rule == "given"):
         say(
             f"Warning: --method {config.method} is meant for completions of the prior, and those of {config.rollouts} "
             "are not, or in its first phase only."
@@ -395,9 +458,9 @@ def _shared_prompts(
 
 
 def _run_phase(
-    config: AlignConfig, identity: Identity, reward: AnyReward, known: Mapping[str, Prompt], phase: int
+    config: AlignConfig, identity: Identity, fingerprint: str, known: Mapping[str, Prompt], phase: int
 ) -> list[GivenGroup]:
-    """The groups of one phase of another run."""
+    """The groups of one phase of another run, with the rewards of the scores of a fingerprint where it has them."""
     folder = Path(config.rollouts)
     rows = scored_rows(folder, identity.fingerprint(), phase)
     if rows is None:
@@ -405,18 +468,11 @@ def _run_phase(
             f"--rollouts {folder}: that run has finished {phase} phases of rollouts and --e asks for {config.e}. Lower "
             f"--e, or go on with that run by --resume {folder}."
         )
-    rewards = _run_rewards(folder, replace(identity, reward=reward.fingerprint()), phase)
+    rewarded = scored_rows(folder, fingerprint, phase)
+    rewards = None if rewarded is None else [score["reward"] for _, score in rewarded]
     size = len(rows) // config.m
     parts = [slice(start, start + config.n) for start in range(0, len(rows), size)]
     return [_run_group(folder, known, rows[part], rewards and rewards[part]) for part in parts]
-
-
-def _run_rewards(folder: Path, identity: Identity, phase: int) -> list[float] | None:
-    """The rewards that a run has of a phase by the reward in the identity, None where it has none."""
-    if has_stated_rewards(stored_config(folder)) and identity == stored_identity(folder):
-        return None
-    rows = scored_rows(folder, identity.fingerprint(), phase)
-    return None if rows is None else [score["reward"] for _, score in rows]
 
 
 def _run_group(

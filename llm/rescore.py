@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,14 @@ from llm.records import Prompt
 from llm.rewards import AnyReward, configured_reward, on_device, rewards_of
 from llm.run_folder import lock_run, stored_config
 from llm.store import rollout_shards, score_shards
-from llm.stored_rollouts import block_names, block_rows, run_prompts, stored_identity
+from llm.stored_rollouts import (
+    block_rows,
+    has_stated_rewards,
+    rewarded_fingerprint,
+    run_prompts,
+    scored_blocks,
+    stored_identity,
+)
 from llm.tables import Row
 
 
@@ -53,12 +59,10 @@ def main(arguments: Sequence[str]) -> None:
         reward = configured_reward(replace(config, reward=command.reward, device=command.device))
         with on_device(reward):
             old, new = rescore(folder, reward)
+            old = [] if has_stated_rewards(folder) else old
     finally:
         lock.release()
-    print(
-        f"{len(old)} completions: mean reward {np.mean(old):.6g} by {config.reward}, {np.mean(new):.6g} by "
-        f"{reward.name}, rank correlation {_rank_correlation(old, new)}."
-    )
+    print(_summary(old, new, config.reward, reward.name))
 
 
 def rescore(folder: Path, reward: AnyReward) -> tuple[list[float], list[float]]:
@@ -72,17 +76,17 @@ def rescore(folder: Path, reward: AnyReward) -> tuple[list[float], list[float]]:
         The old and the new rewards, in the order of the completions.
 
     Raises:
-        UserError: It is the run's own reward, nothing has been sampled and scored, the prompts changed since, or a
+        UserError: Its rewards are the run's own, nothing has been sampled and scored, the prompts changed since, or a
             shard is damaged.
     """
     identity = stored_identity(folder)
-    if reward.fingerprint() == identity.reward:
+    rewarded = rewarded_fingerprint(folder, reward.fingerprint())
+    if rewarded == identity.fingerprint():
         raise UserError(f"--reward {reward.name}: is the run's own reward, so there is nothing to compute again.")
-    rewarded = replace(identity, reward=reward.fingerprint()).fingerprint()
     prompts = run_prompts(folder, *_tokenizer_and_context(stored_config(folder)))
     old: list[float] = []
     new: list[float] = []
-    for phase, name in tqdm(_scored_blocks(folder, identity.fingerprint()), desc="rewarding", unit="block"):
+    for phase, name in tqdm(scored_blocks(folder, identity.fingerprint()), desc="rewarding", unit="block"):
         rollouts, rescored = rollout_shards(folder, phase), score_shards(folder, rewarded, phase)
         rows = block_rows(rollouts, score_shards(folder, identity.fingerprint(), phase), name)
         rescored.once(name, partial(_rewarded, rows, prompts, reward))
@@ -99,19 +103,6 @@ def _tokenizer_and_context(config: AlignConfig) -> tuple[Any, int]:
     return load_tokenizer(base, config), context_length_of(base, config)
 
 
-def _scored_blocks(folder: Path, fingerprint: str) -> list[tuple[int, str]]:
-    """The phases and names of the shards of completions that a run has scored."""
-    found = []
-    for phase in itertools.count():
-        names = block_names(rollout_shards(folder, phase))
-        found += [(phase, name) for name in names if name in score_shards(folder, fingerprint, phase)]
-        if not names:
-            break
-    if not found:
-        raise UserError(f"{folder}: has no scored completions yet. Go on with the run by --resume {folder}.")
-    return found
-
-
 def _rewarded(rows: Sequence[tuple[Row, Row]], prompts: Mapping[str, Prompt], reward: AnyReward) -> list[Row]:
     """A shard's rows of scores with the rewards of another reward."""
     unknown = sorted({row["prompt_id"] for row, _ in rows} - prompts.keys())
@@ -122,6 +113,19 @@ def _rewarded(rows: Sequence[tuple[Row, Row]], prompts: Mapping[str, Prompt], re
         )
     values = rewards_of(reward, [(prompts[row["prompt_id"]], row["text"]) for row, _ in rows]).tolist()
     return [score | {"reward": value} for (_, score), value in zip(rows, values, strict=True)]
+
+
+def _summary(old: Sequence[float], new: Sequence[float], old_name: str, new_name: str) -> str:
+    """What is said of the old rewards, where there are any, and the new ones."""
+    if not old:
+        return (
+            f"{len(new)} completions: mean reward {np.mean(new):.6g} by {new_name}. What the run has of them are the "
+            "preferences that its pairs state, which are no rewards to compare with."
+        )
+    return (
+        f"{len(new)} completions: mean reward {np.mean(old):.6g} by {old_name}, {np.mean(new):.6g} by {new_name}, "
+        f"rank correlation {_rank_correlation(old, new)}."
+    )
 
 
 def _rank_correlation(old: Sequence[float], new: Sequence[float]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.methods import METHODS
 from llm.prompts import load_prompts
@@ -14,10 +15,34 @@ from llm.run_folder import IDENTITY_FILE, SCORER_VERSION, Identity, stored_confi
 from llm.store import ShardFolder, read_json, rollout_shards, score_shards
 from llm.tables import Row
 
+STATED = [1.0, 0.0]
+"""What stands for the rewards of a pair, the preferred answer first."""
 
-def has_stated_rewards(config: AlignConfig) -> bool:
-    """Whether a run's own scores hold the preferences that its pairs state instead of its reward's rewards."""
-    return METHODS[config.method].proposal == "given" and not config.rollouts
+
+def has_stated_rewards(folder: Path) -> bool:
+    """Whether a run's own scores hold the preferences that its pairs state instead of its reward's rewards.
+
+    A run on the rollouts of another has them where all of its rewards are a pair's; that one may be gone.
+    """
+    config = stored_config(folder)
+    method = METHODS.get(config.method)  # a user's function is not loaded
+    if method is None or method.proposal != "given" or not config.rollouts:
+        return method is not None and method.proposal == "given"
+    fingerprint = stored_identity(folder).fingerprint()
+    blocks = [score_shards(folder, fingerprint, phase).read(name) for phase, name in scored_blocks(folder, fingerprint)]
+    rewards = [row["reward"] for block in blocks for row in block]
+    return rewards == STATED * (len(rewards) // 2)
+
+
+def rewarded_fingerprint(folder: Path, reward: str) -> str:
+    """Return the fingerprint of the scores of a run's completions whose rewards a reward computed.
+
+    Args:
+        folder: The run folder.
+        reward: The reward's fingerprint; the scores are the run's own where it is the run's, unless those are stated.
+    """
+    meaning = f"computed by {reward}" if has_stated_rewards(folder) else reward
+    return replace(stored_identity(folder), reward=meaning).fingerprint()
 
 
 def stored_identity(folder: Path) -> Identity:
@@ -78,6 +103,27 @@ def scored_rows(folder: Path, fingerprint: str, phase: int) -> list[tuple[Row, R
     rows = [pair for name in names for pair in block_rows(rollouts, scores, name)]
     config = stored_config(folder)
     return rows if len(rows) == config.m * config.n else None
+
+
+def scored_blocks(folder: Path, fingerprint: str) -> list[tuple[int, str]]:
+    """Return the phases and names of the shards of completions that a run has scored.
+
+    Args:
+        folder: The run folder.
+        fingerprint: Of the scores.
+
+    Raises:
+        UserError: There are none.
+    """
+    found = []
+    for phase in itertools.count():
+        names = block_names(rollout_shards(folder, phase))
+        found += [(phase, name) for name in names if name in score_shards(folder, fingerprint, phase)]
+        if not names:
+            break
+    if not found:
+        raise UserError(f"{folder}: has no scored completions yet. Go on with the run by --resume {folder}.")
+    return found
 
 
 def block_names(rollouts: ShardFolder) -> list[str]:

@@ -7,12 +7,15 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
@@ -22,10 +25,12 @@ from llm.align import open_run, run
 from llm.checkpoint import load_best_adapter
 from llm.config import AlignConfig, validate
 from llm.errors import UserError
-from llm.given import GivenGroups, load_given
+from llm.given import WEIGHTED, GivenGroups, load_given
 from llm.logprob import score
+from llm.methods import METHODS, GroupTensors
 from llm.models import Policy, load_policy
 from llm.prompts import PromptSets, encode_completion, load_prompts
+from llm.rescore import rescore
 from llm.rewards import configured_reward
 from llm.store import read_events
 from llm.stored_rollouts import scored_rows, stored_identity
@@ -246,6 +251,17 @@ def test_a_method_of_the_prior_warns_where_the_completions_are_not_the_priors(
     assert "Warning: --method infonca is meant for completions of the prior" in capsys.readouterr().err
 
 
+def test_a_run_whose_method_cannot_be_imported_any_more_gives_its_rollouts(
+    source: Path, policy: Policy, tmp_path: Path
+) -> None:
+    """As if its method were a user's function, which is gone."""
+    shutil.copytree(source, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("method: brain\n", "method: gone:coefficients\n"))
+    assert "gone:coefficients" in config.read_text()
+    assert given(policy, rollouts=str(tmp_path / "run"))[0] == given(policy, rollouts=str(source))[0]
+
+
 # A file of groups
 
 
@@ -403,6 +419,14 @@ def test_a_bad_row_is_told_with_its_file_number_and_field(
     assert expected in said
 
 
+@pytest.mark.parametrize("name", ["runs/typo", "typo", "/no/such/run.1"])
+def test_a_run_that_is_missing_is_told_before_any_data_set_is_looked_for(
+    name: str, in_letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.tables._hub_rows", lambda name: pytest.fail("the hub was asked"))
+    assert f"--rollouts {name}: there is no such run folder or file" in refused(rollouts=name)
+
+
 def test_a_file_that_is_missing_is_refused(in_letters: Path) -> None:
     assert "rows.jsonl: no such file" in refused(rollouts="rows.jsonl")
 
@@ -440,6 +464,36 @@ def test_a_long_completion_is_cut_where_asked_for_counted_and_has_no_end_token(
     assert "its log_proposal is of the whole one" in refused(rollouts=str(path), prompt_overflow="truncate")
 
 
+def test_a_completion_that_loses_only_its_end_token_does_not_keep_its_log_proposal(
+    in_letters: Path, tmp_path: Path
+) -> None:
+    rows = group_rows(completions=["a", "b", "bababa", "c"], log_proposal=[-1.0, -1, -1, -1])
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    said = refused(rollouts=str(path), prompt_overflow="truncate")
+    assert "row 1: --prompt-overflow truncate would cut a completion or its end token, and its log_proposal" in said
+
+
+@pytest.mark.parametrize("text", ["bqa", "qa", "bq"])
+def test_a_completion_that_holds_a_stop_string_is_refused_with_its_row(
+    text: str, in_letters: Path, tmp_path: Path
+) -> None:
+    rows = group_rows()
+    rows[6]["completions"] = ["a", "b", text, "c"]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    said = refused(rollouts=str(path), stop=("xx", "q"))
+    assert f"{path}, row 7, completion 3: its text holds a --stop string" in said
+
+
+@pytest.mark.parametrize("method", ["rso", "nca", "dpo-sft", "brain", "dpo-sft-iw"])
+def test_a_method_of_the_prior_warns_that_it_does_not_use_a_files_log_proposal(
+    method: str, policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", group_rows(log_proposal=[-1.0, -1, -1, -1]))
+    given(policy, rollouts=str(path), method=method)
+    warning = f"Warning: --method {method} makes no use of {path}'s log_proposal"
+    assert capsys.readouterr().err.count(warning) == (method in ("rso", "nca", "dpo-sft"))
+
+
 def test_completions_that_the_tokenizer_cannot_write_are_counted_and_told(
     policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -472,12 +526,49 @@ def test_a_run_whose_file_of_groups_changed_does_not_go_on(change: Row, in_lette
         open_run(config, resume=True)
 
 
-def test_held_out_prompts_that_a_file_holds_too_are_counted(policy: Policy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [name for name, rule in METHODS.items() if rule.proposal == "prior"])
+def test_the_methods_of_the_prior_that_weigh_by_the_proposal_are_the_named_ones(
+    method: str, policy: Policy, tmp_path: Path
+) -> None:
+    found, _ = given(policy, rollouts=str(write_jsonl(tmp_path / "rows.jsonl", group_rows())))
+    prompt, completions = found.phase(0)[0][:2]
+    group = SimpleNamespace(phase=0, prompt=prompt, completions=completions)
+    values = torch.tensor([[-3.0, -1, -2, -4]], dtype=torch.float64)
+    unknown = torch.full_like(values, math.nan)
+    names = ("log_policy", "log_prior", "reward", "log_goodness")
+    tensors = {name: values.roll(shift, -1) for shift, name in enumerate(names)}
+    tensors |= dict.fromkeys(("log_proposal", "target", "ratio"), unknown)
+    coefficients = METHODS[method].coefficients
+    assert coefficients is not None
+    try:
+        result = coefficients(GroupTensors(groups=[group], **tensors), small(method=method))
+        uses_proposal = bool(result.isnan().any())
+    except ValueError:
+        uses_proposal = True
+    assert uses_proposal == (method in WEIGHTED)
+
+
+def test_held_out_prompts_that_a_file_holds_too_are_counted_and_told(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, prompts = given(policy, rollouts=str(write_jsonl(tmp_path / "rows.jsonl", group_rows())))
     assert prompts.counts["held_out_prompts_also_in_training"] == 0
-    path = write_jsonl(tmp_path / "held.jsonl", group_rows(prompt=prompts.test[0].text))
-    _, prompts = given(policy, rollouts=str(path))
-    assert prompts.counts["held_out_prompts_also_in_training"] >= 1
+    assert "held-out" not in capsys.readouterr().err
+    held = group_rows(prompt=prompts.test[0].text)
+    _, prompts = given(policy, rollouts=str(write_jsonl(tmp_path / "held.jsonl", held)))
+    count = prompts.counts["held_out_prompts_also_in_training"]
+    assert count >= 1
+    assert f"{count} held-out prompts of --prompts are trained on" in capsys.readouterr().err
+
+
+def test_held_out_prompts_in_groups_that_are_not_used_are_not_counted(policy: Policy, tmp_path: Path) -> None:
+    _, prompts = given(policy, rollouts=str(write_jsonl(tmp_path / "rows.jsonl", group_rows())))
+    rows = group_rows() + group_rows(1, prompt=prompts.test[0].text)
+    rows[0] |= {"prompt": prompts.test[0].text, "completions": ["a", "b", "a" * 9, "c"]}
+    rows.insert(1, group_rows(1)[0])
+    path = write_jsonl(tmp_path / "more.jsonl", rows)
+    _, prompts = given(policy, rollouts=str(path), prompt_overflow="skip")
+    assert prompts.counts["held_out_prompts_also_in_training"] == 0
 
 
 def test_a_file_needs_no_training_prompts_beside_it(policy: Policy, tmp_path: Path) -> None:
@@ -554,10 +645,49 @@ def test_dpo_on_pairs_learns_to_prefer_the_preferred_answers(preferred: AlignCon
 
 
 def test_another_method_on_the_pairs_of_a_run_has_the_rewards_own_rewards(
-    preferred: AlignConfig, policy: Policy
+    preferred: AlignConfig, policy: Policy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, _ = given(policy, prompts=preferred.prompts, rollouts=preferred.out, n=2, m=12)
     assert [group.reward for group in found.phase(0) + found.phase(1)] == [None] * 24
+    assert "are no rewards. --method brain needs rewards, so those of the chosen" in capsys.readouterr().err
+
+
+def test_the_stated_preferences_of_a_runs_pairs_are_kept_by_dpo_whatever_the_reward_says(
+    preferred: AlignConfig, policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"prompts": preferred.prompts, "method": "dpo", "n": 2, "m": 12}
+    again = {"rollouts": preferred.out, "reward": "letter_rewards:grade"}
+    found, _ = given(policy, **settings, **again)
+    assert [group.reward for group in found.phase(0) + found.phase(1)] == [[1.0, 0.0]] * 24
+    assert "stated preferences are trained on; --reward only evaluates" in capsys.readouterr().err
+    collected(tmp_path / "copy", **settings, **again)
+    copied = given(policy, rollouts=str(tmp_path / "copy"), **settings)[0]
+    assert [group.reward for group in copied.phase(0)] == [[1.0, 0.0]] * 12
+    computed = given(policy, rollouts=str(tmp_path / "copy"), **settings | {"method": "brain"})[0]
+    assert [group.reward for group in computed.phase(0)] == [None] * 12
+
+
+def test_dpo_on_the_pairs_of_a_run_is_that_run_though_the_reward_prefers_the_rejected_answers(
+    preferred: AlignConfig, in_letters: Path, tmp_path: Path
+) -> None:
+    Path("few_rewards.py").write_text(
+        "def few(prompts, completions):\n    return [-t.count('a') for t in completions]\n"
+    )
+    run(replace(preferred, rollouts=preferred.out, reward="few_rewards:few", out=str(tmp_path / "again")))
+    assert adapter(tmp_path / "again") == adapter(Path(preferred.out))
+
+
+def test_a_run_of_pairs_that_its_own_reward_rescored_has_its_rewards(
+    preferred: AlignConfig, policy: Policy, tmp_path: Path
+) -> None:
+    shutil.copytree(preferred.out, tmp_path / "run")
+    rescore(tmp_path / "run", configured_reward(preferred))
+    changes = {"prompts": preferred.prompts, "rollouts": str(tmp_path / "run"), "n": 2, "m": 12}
+    found, _ = given(policy, **changes)
+    for group in found.phase(0) + found.phase(1):
+        assert group.reward == [completion.text.count("a") for completion in group.completions]
+    kept, _ = given(policy, method="dpo", **changes)
+    assert [group.reward for group in kept.phase(0)] == [[1.0, 0.0]] * 12
 
 
 def test_the_answers_columns_can_be_named(pairs: str, policy: Policy, tmp_path: Path) -> None:

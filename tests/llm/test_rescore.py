@@ -215,6 +215,23 @@ def test_prompts_that_changed_since_are_refused(
     assert "its prompts (prompts.jsonl) changed since" in said
 
 
+def test_stated_preferences_are_not_compared_with_rewards_and_the_runs_own_reward_may_be_computed(
+    in_letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "abc", "reference": "aa", "rejected": "b"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    config = small(tmp_path / "run", prompts=str(tmp_path / "pairs.jsonl"), method="dpo", n=2, e=1, m=2, batch=2)
+    with open_run(config, resume=False) as this:
+        this.collector.collect(0, this.prompts.train, lambda done: None)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")}
+    for reward, mean in ((config.reward, "1"), (NEW, "0.5")):
+        status, said = rescored(tmp_path / "run", reward, capsys)
+        assert status == 0
+        assert f"4 completions: mean reward {mean} by {reward}. What the run has of them are the preferences" in said
+        assert "correlation" not in said
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_a_run_on_a_file_of_groups_is_sent_to_its_file(
     in_letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
