@@ -19,7 +19,7 @@ NOISE = 1.2
 """Times the value of pure noise, up to which successive gradients count as noise."""
 VALIDATIONS = 3
 """Validations without progress before an alarm."""
-SHRUNK, GROWN, SAME = 0.5, 2.0, 0.5
+SHRUNK, GROWN, SAME = 0.5, 2.0, 0.25
 """Length, and share of distinct completions, relative to the beginning's."""
 
 
@@ -67,12 +67,12 @@ class Alarms:
             )
         beta = self._config.adam_beta1
         signal, floor = self._mean("gradient_signal"), (1 - beta) / (1 + beta)
-        if beta > 0 and signal < NOISE * floor:
+        if beta > 0 and signal < NOISE * floor and not self._has_progressed():  # near the target all is noise
             yield (
                 "noise",
                 f"Over the last {STEPS} steps successive gradients have little in common ({signal:.3f}, where pure "
-                f"noise gives {floor:.3f} and one direction 1): the steps wander. Raise --batch or --n, or lower "
-                "--learning-rate.",
+                f"noise gives {floor:.3f} and one direction 1), and no validation is better than the first: the steps "
+                "wander. Raise --batch or --n, or lower --learning-rate.",
             )
 
     def _phase(self, event: Event) -> Iterator[tuple[str, str]]:
@@ -94,8 +94,8 @@ class Alarms:
         """No progress, and collapse in length."""
         self._validations.append(event)
         yield from self._repeats(event, "the validation prompts' completions")
-        first, best = self._validations[0], max(e["mean_reward"] for e in self._validations)
-        if len(self._validations) > VALIDATIONS and best <= first["mean_reward"]:
+        first = self._validations[0]
+        if len(self._validations) > VALIDATIONS and not self._has_progressed():
             yield (
                 "progress",
                 f"After {event['step']} steps no validation has a higher mean reward than the prior's "
@@ -109,6 +109,11 @@ class Alarms:
                 f"Completions have {now:.1f} tokens, and had {before:.1f}: check that the reward does not simply pay "
                 "for length, with the length-controlled win rate.",
             )
+
+    def _has_progressed(self) -> bool:
+        """Whether a validation has a higher mean reward than the first one."""
+        rewards = [event["mean_reward"] for event in self._validations]
+        return len(rewards) > 1 and max(rewards) > rewards[0]
 
     def _mean(self, name: str) -> float:
         """The mean of a figure over the last steps."""

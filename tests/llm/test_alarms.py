@@ -46,10 +46,12 @@ def alarms_of(events: list[dict[str, Any]], config: AlignConfig = CONFIG) -> lis
         ([step(ess_target=8.0)] * STEPS + [step(ess_target=1.0)] * (STEPS - 2), []),
         ([step(gradient_signal=1.1 * FLOOR)] * (2 * STEPS), ["noise"]),
         ([step(gradient_signal=1.3 * FLOOR)] * STEPS, []),
-        ([phase(0.9), phase(0.5), phase(0.4), phase(0.3)], ["diversity"]),
-        ([phase(0.9), phase(0.46)], []),
-        ([validation(), validation(mean_reward=2.0, distinct_completions=0.4)], ["diversity"]),
-        ([phase(0.4), validation(), phase(0.3)], []),
+        ([phase(0.9), phase(0.3), phase(0.2), phase(0.1)], ["diversity"]),
+        ([phase(0.9), phase(0.23)], []),
+        ([validation(), validation(mean_reward=2.0, distinct_completions=0.2)], ["diversity"]),
+        ([phase(0.2), validation(), phase(0.1)], []),
+        ([validation(), validation(mean_reward=1.1), *[step(gradient_signal=FLOOR)] * STEPS], []),
+        ([validation(), validation(), *[step(gradient_signal=FLOOR)] * STEPS], ["noise"]),
         ([validation()] * 4, ["progress"]),
         ([validation()] * 3, []),
         ([validation(), validation(mean_reward=1.1), *[validation()] * 4], []),
@@ -72,9 +74,9 @@ def test_without_momentum_there_is_no_alarm_about_noise() -> None:
 
 
 def test_a_resumed_run_does_not_repeat_an_alarm_and_remembers_the_beginning() -> None:
-    past = [phase(0.9), phase(0.3), validation(completion_length=10.0)]
+    past = [phase(0.9), phase(0.2), validation(completion_length=10.0)]
     resumed = Alarms(CONFIG, past)
-    assert [name for name, _ in resumed.observe(phase(0.3))] == []
+    assert [name for name, _ in resumed.observe(phase(0.2))] == []
     assert [name for name, _ in resumed.observe(validation(mean_reward=2.0, completion_length=4.0))] == ["length"]
 
 
