@@ -298,9 +298,10 @@ def main(arguments: Sequence[str]) -> None:
 def report_text(report: dict[str, Any], out: str) -> str:
     """The report for a reader."""
     accuracy = report["accuracy"]
+    ends = (accuracy["low"], accuracy["high"])
+    interval = "one row, no interval" if None in ends else ", ".join(f"{end:.1%}" for end in ends)
     lines = [
-        f"held-out accuracy  {accuracy['estimate']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}] "
-        f"on {accuracy['n']} rows",
+        f"held-out accuracy  {accuracy['estimate']:.1%} [{interval}] on {accuracy['n']} rows",
         f"log-loss           {report['log_loss']:.3f} nats (a coin: {math.log(2):.3f})",
         f"calibration error  {report['expected_calibration_error']:.3f}",
         "confidence  accuracy  rows",

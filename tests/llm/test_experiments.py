@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,14 @@ ALIGN += ["letter_rewards:grade", "--max-new-tokens", "6", "--temperature", "0.2
 def experiment(*arguments: str) -> None:
     """Run the command in the world of letters, with `--quick`, one run at a time."""
     main([*arguments, "--quick", "--processes", "1", "--out", "found", *ALIGN])
+
+
+@pytest.fixture
+def own_letters(letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world of letters, whose files a test may change, as the current directory."""
+    monkeypatch.syspath_prepend(letters)
+    monkeypatch.chdir(shutil.copytree(letters, tmp_path / "letters"))
+    return tmp_path / "letters"
 
 
 def test_a_cell_is_named_by_its_settings_and_world_and_not_by_its_place() -> None:
@@ -111,7 +120,7 @@ def test_every_study_has_arms_of_its_claims_and_settings_that_exist() -> None:
             validate(arm.config(dataclasses.replace(base, dpo_beta=0.3)))
 
 
-def test_dpo_gets_pairs_of_its_own_and_as_many_completions_a_step(in_letters: Path) -> None:
+def test_dpo_gets_pairs_of_its_own_and_as_many_completions_a_step(own_letters: Path) -> None:
     base = letter_config(e=4, m=48, k=40, n=8, batch=8)
     assert "dpo" not in [arm.label for arm in study("table1", base).arms]
     arm = next(arm for arm in study("table1", base, "pairs.jsonl").arms if arm.label == "dpo")
@@ -119,7 +128,7 @@ def test_dpo_gets_pairs_of_its_own_and_as_many_completions_a_step(in_letters: Pa
     assert (config.n * config.batch, config.n * config.m) == (base.n * base.batch, base.n * base.m)
 
 
-def test_a_cell_changes_with_the_functions_and_files_that_it_names(in_letters: Path) -> None:
+def test_a_cell_changes_with_the_functions_and_files_that_it_names(own_letters: Path) -> None:
     Path("my_methods.py").write_text("def half(g, config):\n    return 0 * g.reward\n")
     Path("groups.jsonl").write_text("{}\n")
     cells = [Cell(letter_config(method="my_methods:half"), "w"), Cell(letter_config(rollouts="groups.jsonl"), "w")]
@@ -142,7 +151,7 @@ def test_seeds_that_differ_widen_an_interval_beyond_what_a_bootstrap_of_three_se
     assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-3)
 
 
-def test_the_world_changes_with_the_files_in_it(in_letters: Path) -> None:
+def test_the_world_changes_with_the_files_in_it(own_letters: Path) -> None:
     config = letter_config(judge="letter_rewards:grade")
     before = world_fingerprint(config)
     assert before == world_fingerprint(dataclasses.replace(config, seed=3, out="x"))
@@ -155,9 +164,9 @@ def test_the_world_changes_with_the_files_in_it(in_letters: Path) -> None:
 
 @pytest.mark.slow
 def test_an_experiment_is_run_once_and_written_with_its_world(
-    in_letters: Path, monkeypatch: pytest.MonkeyPatch
+    own_letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{Path(cells_module.__file__).parents[2]}:{in_letters}")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(cells_module.__file__).parents[2]}:{own_letters}")
     with open("prompts.jsonl", "w") as file:
         file.writelines(json.dumps({"prompt": f"{a}{b}", "reference": "ab"}) + "\n" for a in LETTERS for b in "abcde")
     experiment("table3")
@@ -179,7 +188,7 @@ def _must_not_run(*arguments: object, **options: object) -> None:
     raise AssertionError("a finished run was run again")
 
 
-def test_an_unknown_experiment_or_row_is_refused(in_letters: Path) -> None:
+def test_an_unknown_experiment_or_row_is_refused(own_letters: Path) -> None:
     with pytest.raises(UserError, match=r"table9: no such experiment\. There are: table1"):
         experiment("table9")
     with pytest.raises(UserError, match="--arms nothing: no such row"):

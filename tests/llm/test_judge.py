@@ -916,6 +916,7 @@ def test_an_interruption_tells_how_a_judge_goes_on(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
     def behave(asked: Asked) -> Answer:
