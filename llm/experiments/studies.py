@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,11 @@ class Study:
         title: What it asks.
         arms: Its rows.
         claims: What it decides.
-        axis: The setting that a figure has on its horizontal axis, if any.
     """
 
     title: str
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...] = ()
-    axis: str = ""
 
 
 def arm(method: str, label: str = "", **changes: Any) -> Arm:
@@ -162,7 +160,7 @@ def samples(base: AlignConfig) -> Study:
         )
         for m, a, b in steps
     ]
-    return Study("How many completions of a prompt?", arms, tuple(claims), axis="n")
+    return Study("How many completions of a prompt?", arms, tuple(claims))
 
 
 def proposal(base: AlignConfig) -> Study:
@@ -180,14 +178,14 @@ def proposal(base: AlignConfig) -> Study:
         )
         for e in updates
     ]
-    return Study("Does updating the proposal help?", tuple(arms), tuple(claims), axis="k")
+    return Study("Does updating the proposal help?", tuple(arms), tuple(claims))
 
 
 def temperature(base: AlignConfig) -> Study:
     """An open question: the temperature of the target."""
     values = [base.temperature * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
     arms = tuple(arm("brain", f"temperature {value:g}", temperature=value) for value in values)
-    return Study("How sharp should the target be?", arms, axis="temperature")
+    return Study("How sharp should the target be?", arms)
 
 
 def goodness(base: AlignConfig) -> Study:
@@ -229,8 +227,3 @@ STUDIES: dict[str, Callable[[AlignConfig], Study]] = {
     "goodness": goodness,
     "frontier": frontier,
 }
-
-
-def labels(arms: Sequence[Arm]) -> list[str]:
-    """Return the arms' names."""
-    return [one.label for one in arms]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +152,3 @@ def _draw(path: Path, study: Study, rows: Sequence[Mapping[str, Any]], stamp: Ma
     axes.set_title(study.title, loc="left", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Comment": " ".join(f"{k}={v}" for k, v in stamp.items())})
-
-
-def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return rows as dictionaries."""
-    return [asdict(row) for row in rows]

@@ -93,6 +93,8 @@ class Phases:
         self.completions = self.rollout()[0]
         self.pairs: list[Pair] = [(self.prompts[0], completion) for completion in self.completions]
         self.group = self.scoring()
+        for parameter in self.policy.parameters():  # the plan has the gradient among what stays, as a run has
+            parameter.grad = torch.zeros_like(parameter)
 
     def rollout(self) -> list[list[Completion]]:
         """Sample a group of every prompt."""
@@ -110,7 +112,7 @@ class Phases:
 
     def training(self) -> None:
         """Forward and backward over the group."""
-        self.policy.model.zero_grad()
+        self.policy.model.zero_grad(set_to_none=False)
         accumulate_gradient(self.policy, [self.group], Objective(AlignConfig(), bradley_terry_log_goodness), 1.0)
 
 

@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 
 import brain_core
-from letter_world import letter_config, moved
+from letter_world import interrupting, letter_config, moved
 from llm import groups as groups_module
 from llm import proposal as proposal_module
 from llm.align import run
@@ -552,24 +552,11 @@ def test_a_run_of_another_method_resumes_where_it_was(method: str, in_letters: P
     whole = (tmp_path / "whole" / "checkpoints" / "last" / "adapter.safetensors").read_bytes()
     halted = dataclasses.replace(config, out=str(tmp_path / "halted"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llm.align.train_step", _stop_at(5))
+        patch.setattr("llm.align.train_step", interrupting(5))
         with pytest.raises(KeyboardInterrupt):
             run(halted)
     run(halted, resume=True)
     assert (tmp_path / "halted" / "checkpoints" / "last" / "adapter.safetensors").read_bytes() == whole
-
-
-def _stop_at(count: int) -> Callable[..., object]:
-    from llm.train import train_step
-
-    calls = iter(range(count + 1))
-
-    def step(*arguments: object) -> object:
-        if next(calls) == count:
-            raise KeyboardInterrupt
-        return train_step(*arguments)
-
-    return step
 
 
 def test_rewards_that_a_method_cannot_take_are_told_in_one_sentence(policy: Policy) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 
 from architectures import save_model
 from child_runs import InDouble, run_apart, run_together
-from letter_world import LETTERS, letter_config, letter_tokenizer, moved, save_llama
+from letter_world import LETTERS, interrupting, letter_config, letter_tokenizer, moved, save_llama
 from llm.align import run
 from llm.checkpoint import load_best_adapter, model_card, save_adapter
 from llm.config import AlignConfig, validate
@@ -342,17 +341,6 @@ def test_the_value_head_is_kept_beside_the_adapter_and_in_checkpoints(in_letters
         load_best_adapter(tmp_path, load_policy(config))
 
 
-def stopping_at(count: int) -> Callable[..., object]:
-    calls = iter(range(count + 1))
-
-    def step(*arguments: object) -> object:
-        if next(calls) == count:
-            raise KeyboardInterrupt
-        return train_step(*arguments)
-
-    return step
-
-
 @pytest.mark.parametrize("method", ["ppo", "quark"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     method: str, in_letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -364,7 +352,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     run(config)
     halted = dataclasses.replace(config, out=str(tmp_path / "halted"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llm.align.train_step", stopping_at(3))
+        patch.setattr("llm.align.train_step", interrupting(3))
         with pytest.raises(KeyboardInterrupt):
             run(halted)
     run(halted, resume=True)

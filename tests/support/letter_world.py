@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -10,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm.config import AlignConfig
 from llm.models import Policy
+from llm.train import train_step
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 REWARDS = """
@@ -102,3 +105,15 @@ def moved(policy: Policy) -> Policy:
     for parameter in policy.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return policy
+
+
+def interrupting(count: int) -> Callable[..., object]:
+    """`llm.train.train_step`, but for the step after `count` of them, which is interrupted."""
+    calls = iter(range(count + 1))
+
+    def step(*arguments: Any) -> object:
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        return train_step(*arguments)
+
+    return step
