@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,15 @@ def test_the_summary_preset_runs_on_its_artefacts_in_miniature(
     assert (
         summary["counts"]["truncated_prompts"] > 0
     )  # to 500 tokens, so that the reward model sees every summary whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["hh", "tldr"])
+def test_the_full_size_benchmark_finds_its_miniature_as_planned(case: str) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
+    command = [sys.executable, str(script), "--case", case, "--miniature"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    for engine in ("shared-prefix", "plain"):
+        for phase, row in found[engine].items():
+            assert row["bytes"] == pytest.approx(row["planned_bytes"], rel=0.15), (engine, phase)
