@@ -17,9 +17,10 @@ import tyro
 from llm.config import AlignConfig, parse_command, validate
 from llm.console import entry_point, say
 from llm.errors import UserError
-from llm.experiments import studies, tables
+from llm.experiments import tables
 from llm.experiments.cells import Cell, CellStore, Row, run_cells
 from llm.experiments.studies import RATES, STUDIES, Arm, Study, study
+from llm.methods import METHODS, method_settings
 from llm.models import folder_fingerprint
 from llm.plugins import load_callable
 from llm.rewards import function_fingerprint
@@ -28,6 +29,8 @@ from llm.store import write_text
 from llm.streams import text_fingerprint
 from llm.tables import read_rows
 
+SAMPLER = "dpo-sft-iw-n"
+"""The method whose rollouts the others share that learn from the prior's completions."""
 QUICK: dict[str, Any] = {"e": 2, "m": 16, "n": 4, "k": 4, "batch": 4, "validation_count": 16, "test_count": 32}
 """Sizes of `--quick`: whether everything works, not what is true."""
 
@@ -46,7 +49,8 @@ class ExperimentsCommand:
     quick: bool = False
     """Tiny runs of one seed and one learning rate: to see that everything works."""
     pairs: str = ""
-    """Preference pairs for DPO in table1: a .jsonl file with prompt, chosen and rejected."""
+    """Preference pairs for DPO in table1: a .jsonl file with prompt, chosen and rejected. Unless given, the file
+    preferences.jsonl beside the prompts, if there is one."""
     arms: tuple[str, ...] = ()
     """Only these rows of the table."""
     processes: int = 2
@@ -65,31 +69,63 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{unknown[0]}: no such experiment. There are: {', '.join(STUDIES)}, and all.")
     base = parse_command(settings).settings
     base = dataclasses.replace(base, tracker="none", threads=1, **(QUICK if command.quick else {}))
-    world, folder = world_fingerprint(base), Path(command.out)
     if base.rollouts:
         raise UserError("--rollouts: experiments sample by themselves; --pairs gives DPO its pairs.")
-    pairs = str(_as_groups(Path(command.pairs), folder / "pairs.jsonl")) if command.pairs else ""
+    folder = Path(command.out)
+    pairs = _given_pairs(command.pairs, base, folder / "runs")
+    base = _with_fixed_test(base, folder / "runs")
     asked = {name: _chosen(study(name, base, pairs), command.arms) for name in names}
     for arm in itertools.chain.from_iterable(each.arms for each in asked.values()):
         validate(arm.config(base))
     folder.mkdir(parents=True, exist_ok=True)
     with lock_run(folder):
-        _run_all(asked, base, world, folder, command, f"python -m llm.experiments {shlex.join(arguments)}")
+        _run_all(asked, base, folder, command, f"python -m llm.experiments {shlex.join(arguments)}")
 
 
-def _run_all(
-    asked: dict[str, Study], base: AlignConfig, world: str, folder: Path, command: ExperimentsCommand, line: str
-) -> None:
+def _run_all(asked: dict[str, Study], base: AlignConfig, folder: Path, command: ExperimentsCommand, line: str) -> None:
     """Run the experiments one by one, each with its files at its end."""
     store = CellStore(folder / "cells.csv")
     for name, each in asked.items():
-        runs = _run(each, base, world, store, folder / "runs", command)
-        stamp = {"world": world[:16], "settings": _settings_hash(base), "version": versions()["brain-align"]}
+        runs = _run(each, base, store, folder / "runs", command)
+        stamp = {
+            "world": world_fingerprint(base)[:16],
+            "settings": _settings_hash(base),
+            "version": versions()["brain-align"],
+        }
         tables.write(folder, name, each, runs, stamp, line)
         say((folder / f"{name}.md").read_text(encoding="utf-8"))
 
 
-def _as_groups(pairs: Path, target: Path) -> Path:
+def _with_fixed_test(base: AlignConfig, folder: Path) -> AlignConfig:
+    """The base settings with the first rows of the prompts as test prompts, so that these are the same in every run."""
+    if base.test_prompts:
+        return base
+    if not Path(base.prompts).is_file():
+        raise UserError(
+            f"--prompts {base.prompts}: is not a file, of which rows could be held out. Add --test-prompts."
+        )
+    rows = [json.dumps(row) + "\n" for _, row in read_rows(base.prompts)]
+    test = _kept("".join(rows[: base.test_count]), folder, "test")
+    return dataclasses.replace(
+        base, test_prompts=str(test), prompts=str(_kept("".join(rows[base.test_count :]), folder, "prompts"))
+    )
+
+
+def _kept(text: str, folder: Path, name: str) -> Path:
+    """Write a file whose name changes with its text."""
+    path = folder / f"{name}-{text_fingerprint(text)[:8]}.jsonl"
+    write_text(path, text)
+    return path
+
+
+def _given_pairs(pairs: str, base: AlignConfig, folder: Path) -> str:
+    """The file of DPO's groups: of the pairs asked for, else of those beside the prompts; "" where there are none."""
+    beside = Path(base.prompts).parent / "preferences.jsonl"
+    source = Path(pairs) if pairs else beside
+    return str(_as_groups(source, folder)) if pairs or beside.is_file() else ""
+
+
+def _as_groups(pairs: Path, folder: Path) -> Path:
     """Write preference pairs as groups of two, the preferred one with score 1."""
     rows = []
     for number, row in read_rows(pairs):
@@ -97,8 +133,7 @@ def _as_groups(pairs: Path, target: Path) -> Path:
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"{pairs}, row {number}: needs the texts prompt, chosen and rejected. Mend the row.")
         rows.append(json.dumps({"prompt": texts[0], "completions": texts[1:], "scores": [1.0, 0.0]}) + "\n")
-    write_text(target, "".join(rows))
-    return target
+    return _kept("".join(rows), folder, "pairs")
 
 
 def _chosen(study: Study, labels: Sequence[str]) -> Study:
@@ -110,42 +145,47 @@ def _chosen(study: Study, labels: Sequence[str]) -> Study:
 
 
 def _run(
-    study: Study, base: AlignConfig, world: str, store: CellStore, runs: Path, command: ExperimentsCommand
+    study: Study, base: AlignConfig, store: CellStore, runs: Path, command: ExperimentsCommand
 ) -> dict[str, list[Row]]:
     """Choose each arm's learning rate on the first seed, then run the others; return the rows of each arm."""
     runs.mkdir(parents=True, exist_ok=True)
     rates = [base.learning_rate * factor for factor in ((1.0,) if command.quick else RATES)]
     seeds = range(base.seed, base.seed + (1 if command.quick else command.seeds))
-    grid = {arm.label: [_cell(arm, base, world, rate, seeds[0]) for rate in rates] for arm in study.arms}
-    say(_estimate(study, store, len(rates), len(seeds), command.processes))
+    grid = {arm.label: _grid(arm, base, rates, quick=command.quick) for arm in study.arms}
+    say(_estimate(study, store, sum(map(len, grid.values())), len(seeds), command.processes))
     run_cells([cell for cells in grid.values() for cell in cells], store, runs, base, processes=command.processes)
-    chosen = {
-        arm.label: [_cell(arm, base, world, _best(grid[arm.label], store), seed) for seed in seeds]
-        for arm in study.arms
-    }
+    best = {label: _best(cells, store).config for label, cells in grid.items()}
+    chosen = {label: [_cell(config, seed, base.learning_rate) for seed in seeds] for label, config in best.items()}
     run_cells([cell for cells in chosen.values() for cell in cells], store, runs, base, processes=command.processes)
     return {label: [store.rows[cell.key] for cell in cells] for label, cells in chosen.items()}
 
 
-def _cell(arm: Arm, base: AlignConfig, world: str, rate: float, seed: int) -> Cell:
-    """The run of an arm at a learning rate and seed; methods of the prior share one store of rollouts."""
-    config = dataclasses.replace(arm.config(base), learning_rate=rate, seed=seed)
-    if not arm.shares or config.method == "dpo-sft-iw-n":
+def _grid(arm: Arm, base: AlignConfig, rates: Sequence[float], *, quick: bool) -> list[Cell]:
+    """An arm's runs of the first seed, of which the best one on the validation prompts gives its settings."""
+    variants = arm.variants[:1] if quick else arm.variants
+    config = arm.config(base)
+    choices = [{**dict(variant), "learning_rate": rate} for variant in variants for rate in rates]
+    return [_cell(dataclasses.replace(config, **choice), base.seed, base.learning_rate) for choice in choices]
+
+
+def _cell(config: AlignConfig, seed: int, rate: float) -> Cell:
+    """The run of some settings at a seed; methods of the prior share the rollouts of one of them, at this rate."""
+    config = dataclasses.replace(config, seed=seed)
+    world = world_fingerprint(config)
+    if METHODS[config.method].proposal != "prior" or config.method == SAMPLER:
         return Cell(config, world)
-    sampled = {name: getattr(config, name) for name in ("e", "m", "n")}
-    source = dataclasses.replace(studies.arm("dpo-sft-iw-n").config(base), seed=seed, **sampled)
-    return Cell(config, world, Cell(source, world))
+    plain = {name: getattr(AlignConfig(), name) for name in method_settings()}
+    return Cell(config, world, Cell(dataclasses.replace(config, method=SAMPLER, learning_rate=rate, **plain), world))
 
 
-def _best(cells: Sequence[Cell], store: CellStore) -> float:
-    """The learning rate with the best validation win rate; of equal ones the lowest."""
-    rows = [store.rows[cell.key] for cell in cells]
-    return max(rows, key=lambda row: (row.validation_win_rate, -row.learning_rate)).learning_rate
+def _best(cells: Sequence[Cell], store: CellStore) -> Cell:
+    """The cell with the best win rate on the validation prompts; of equal ones that of the lowest learning rate."""
+    return max(cells, key=lambda cell: (store.rows[cell.key].validation_win_rate, -cell.config.learning_rate))
 
 
-def _estimate(study: Study, store: CellStore, rates: int, seeds: int, processes: int) -> str:
+def _estimate(study: Study, store: CellStore, grid: int, seeds: int, processes: int) -> str:
     """What is ahead, from the runs that are finished."""
-    runs = len(study.arms) * (rates + seeds - 1)
+    runs = grid + len(study.arms) * (seeds - 1)
     known = [row.seconds for row in store.rows.values()]
     each = sum(known) / len(known) if known else 60.0
     hours = runs * each / processes / 3600
@@ -158,18 +198,19 @@ def world_fingerprint(config: AlignConfig) -> str:
     Args:
         config: The base settings.
     """
-    parts = []
-    for name in ("model", "prompts", "test_prompts", "reward", "judge", "tokenizer", "sft_adapter"):
-        source = getattr(config, name)
-        if source and Path(source).is_dir():
-            parts.append(folder_fingerprint(Path(source)))
-        elif source and Path(source).is_file():
-            parts.append(text_fingerprint(Path(source).read_bytes().hex()))
-        elif ":" in source and name in ("reward", "judge"):
-            parts.append(function_fingerprint(source, load_callable(source, option=f"--{name}")))
-        else:
-            parts.append(source)
-    return text_fingerprint(parts)
+    names = ("model", "prompts", "test_prompts", "reward", "judge", "tokenizer", "sft_adapter")
+    return text_fingerprint([_content(name, getattr(config, name)) for name in names])
+
+
+def _content(name: str, source: str) -> str:
+    """Fingerprint of what a setting names: a folder, a file or a function; else the name itself."""
+    if source and Path(source).is_dir():
+        return folder_fingerprint(Path(source))
+    if source and Path(source).is_file():
+        return text_fingerprint(Path(source).read_bytes().hex())
+    if ":" in source and name in ("reward", "judge"):
+        return function_fingerprint(source, load_callable(source, option=f"--{name}"))
+    return source
 
 
 def _settings_hash(base: AlignConfig) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 import brain_core
@@ -26,6 +29,29 @@ def posterior_ratio(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
     weights = brain_core.self_normalized_weights(g.target, on_empty="skip")
     has_mass = weights.sum(-1, keepdim=True) > 0
     return torch.where(has_mass, weights - g.ratio.exp() / weights.shape[-1], 0.0)
+
+
+_AVERAGES: dict[str, float] = {}
+"""The moving average of log Z by run folder; it begins anew in a run that is resumed."""
+MEMORY = 0.99
+"""What the moving average keeps at each further group: it is over about a hundred groups."""
+
+
+def moving_average(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
+    """α/Z − β over n, Z one moving average over all groups, as GDC has it: rewards of all prompts on one scale."""
+    log_normalizers = torch.logsumexp(g.target, -1) - math.log(g.target.shape[-1])
+    found = [
+        _against_average(*row, config.out) for row in zip(g.target, g.ratio, log_normalizers.tolist(), strict=True)
+    ]
+    return torch.stack(found) / g.target.shape[-1]
+
+
+def _against_average(target: torch.Tensor, ratio: torch.Tensor, log_normalizer: float, run: str) -> torch.Tensor:
+    """n times a group's coefficients (G,) after the average has seen it; a group without goodness counts as Z = 0."""
+    before = _AVERAGES.get(run, log_normalizer)
+    after = float(np.logaddexp(math.log(MEMORY) + before, math.log1p(-MEMORY) + log_normalizer))
+    _AVERAGES[run] = after
+    return (target - after).exp() - ratio.exp() if after > -math.inf else torch.zeros_like(target)
 
 
 def variance_optimal(g: GroupTensors, config: AlignConfig) -> torch.Tensor:

@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
@@ -23,9 +24,10 @@ from llm.errors import UserError
 from llm.plugins import load_callable
 from llm.rewards import function_fingerprint
 from llm.run_folder import stored_config, versions
-from llm.store import ShardFolder, read_events, read_json, write_text
+from llm.store import ShardFolder, read_events, read_json, write_json, write_text
 from llm.streams import text_fingerprint
 
+PROCESSOR_TIME = "processor_time.json"
 LETTERS = {1: "W", 0: "T", -1: "L"}
 NOT_MEANING = ("out", "tracker", "threads", "checkpoint_every", "sample_rows", "train_rows", "reward_rows")
 """Settings that do not change what a cell finds, or do so by rounding only."""
@@ -80,14 +82,15 @@ class Row:
         settings: What differs from the experiment's base, as JSON.
         best_step: The step of the adapter that was evaluated.
         validation_win_rate: By the reward model on the validation prompts, which chooses learning rates.
-        judge: A letter for each test prompt, in order: W, T or L against the reference; empty without a judge.
+        judge: A letter for each test prompt, in the file's order: W, T or L against the reference; empty without a
+            judge.
         reward_model: The same by the reward model.
         grades: The judge's grade of each test prompt's completion, in order, separated by spaces; empty without one.
         rewards: The same by the reward model.
         kl_to_prior: Nats, over the test prompts; `completion_length` in tokens likewise.
         completions: Completions sampled; `backward_completions` those in backward passes, each counted every time.
-        seconds: Wall time of the run's last session, and of its store's sampling and scoring.
-        prompts: Fingerprint of the test prompts, in order.
+        seconds: Processor time of the run's last session, and of its store's sampling and scoring.
+        prompts: Fingerprint of the test prompts, in that order.
         version: Of this package.
     """
 
@@ -181,7 +184,9 @@ def _finished(cell: Cell, runs: Path, base: AlignConfig) -> Row:
     folder = runs / cell.key
     if not (folder / "summary.json").exists():
         rollouts = str(runs / cell.store.key) if cell.store else cell.config.rollouts
+        started = time.process_time()
         _align(dataclasses.replace(cell.config, out=str(folder), rollouts=rollouts), runs / f"{cell.key}.log")
+        write_json(folder / PROCESSOR_TIME, {"seconds": time.process_time() - started})
     return row_of(cell, folder, base)
 
 
@@ -225,18 +230,24 @@ def row_of(cell: Cell, folder: Path, base: AlignConfig) -> Row:
         completion_length=after["completion_length"]["estimate"],
         completions=summary["counts"]["completions"],
         backward_completions=config.e * config.k * config.batch * config.n,
-        seconds=summary["seconds"] + _sampling_seconds(cell, folder),
+        seconds=_processor_seconds(folder) + _sampling_seconds(cell, folder),
         prompts=text_fingerprint([row["prompt_id"] + row["prompt"] for row in _after(folder)])[:16],
         version=versions()["brain-align"],
     )
 
 
+def _processor_seconds(folder: Path) -> float:
+    """Processor time of a run's last session: other programs on the machine change it little, unlike wall time."""
+    return float(read_json(folder / PROCESSOR_TIME)["seconds"])
+
+
 def _sampling_seconds(cell: Cell, folder: Path) -> float:
-    """What the completions cost that this cell took from another."""
+    """What the completions cost that this cell took from another: that run's time by its phases' share of it."""
     if not cell.store:
         return 0.0
-    events = read_events(folder.parent / cell.store.key / "metrics.jsonl")
-    return float(sum(event["seconds"] for event in events if event["event"] == "phase"))
+    source = folder.parent / cell.store.key
+    phases = sum(event["seconds"] for event in read_events(source / "metrics.jsonl") if event["event"] == "phase")
+    return float(_processor_seconds(source) * phases / read_json(source / "summary.json")["seconds"])
 
 
 def _differences(config: AlignConfig, base: AlignConfig) -> dict[str, Any]:
@@ -261,13 +272,12 @@ def _values(folder: Path, field: str) -> str:
 
 
 def _after(folder: Path) -> list[dict[str, Any]]:
-    """The final evaluation's rows, with grades where there is a judge."""
+    """The final evaluation's rows in the order of the prompts' file, with grades where there is a judge."""
     shards = ShardFolder(folder / "eval")
     graded = sorted(path.stem for path in (folder / "eval").glob("judged-*.parquet"))
-    if not graded:
-        return shards.read("after")
-    both = shards.read(graded[-1])
-    return both[len(both) // 2 :]
+    both = shards.read(graded[-1]) if graded else []
+    rows = both[len(both) // 2 :] or shards.read("after")
+    return sorted(rows, key=lambda row: (len(row["prompt_id"]), row["prompt_id"]))
 
 
 def _sign(value: float) -> int:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.config import AlignConfig
-from llm.methods import METHODS, method_settings
+from llm.methods import METHODS, accepted_count, method_settings
 
 RATES = (0.3, 1.0, 3.0)
 """The grid of learning rates, times the base's."""
+BETAS = (1.0, 0.1)
+"""DPO's beta: the one of theorem 6.1, and the one that its authors use."""
 TABLE1 = ("brain", "dpo", "dpo-sft", "rso")
 OTHERS = tuple(name for name in METHODS if name not in TABLE1)
 FRONTIER = ("brain", "snis", "dpo-sft", "rso", "rloo", "best-of-n", "infonca", "gdcpp")
@@ -20,17 +22,17 @@ BASELINES = "llm.experiments.baselines"
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of a table: settings whose learning rate is chosen from the grid.
+    """One row of a table: settings whose learning rate, and one of whose variants, are chosen on validation prompts.
 
     Attributes:
         label: Its name in the table.
         changes: What it changes in the base settings.
-        shares: Whether it may train on the prior's rollouts that other arms of the same size use.
+        variants: Further changes, of which one is chosen as the learning rate is.
     """
 
     label: str
     changes: tuple[tuple[str, Any], ...] = ()
-    shares: bool = False
+    variants: tuple[tuple[tuple[str, Any], ...], ...] = ((),)
 
     def config(self, base: AlignConfig) -> AlignConfig:
         """Return the base settings with this arm's in place, without what its method does not use."""
@@ -75,8 +77,7 @@ class Study:
 
 def arm(method: str, label: str = "", **changes: Any) -> Arm:
     """Return the arm of a method."""
-    shares = method in METHODS and METHODS[method].proposal == "prior"
-    return Arm(label or method, (("method", method), *changes.items()), shares)
+    return Arm(label or method, (("method", method), *changes.items()))
 
 
 def study(name: str, base: AlignConfig, pairs: str = "") -> Study:
@@ -91,10 +92,11 @@ def table1(base: AlignConfig, pairs: str = "") -> Study:
         base: The base settings.
         pairs: A file of groups of two, a preferred completion and another one. DPO gets as many completions a step.
     """
-    arms = [arm(name) for name in (*TABLE1, *OTHERS) if name != "dpo"]
+    arms = [_tuned(arm(name), base) for name in (*TABLE1, *OTHERS) if name != "dpo"]
     if pairs:
         groups = base.n // 2
-        arms.append(arm("dpo", rollouts=pairs, n=2, m=base.m * groups, batch=base.batch * groups))
+        given = arm("dpo", rollouts=pairs, n=2, m=base.m * groups, batch=base.batch * groups)
+        arms.insert(1, _tuned(given, base))
     claims = [
         Claim(f"BRAIn beats {other} by the {who}", paper, "brain", other, judge)
         for other, pair in PAPER_TABLE1.items()
@@ -111,6 +113,19 @@ def table1(base: AlignConfig, pairs: str = "") -> Study:
         ),
     ]
     return Study("How does BRAIn compare with other methods?", tuple(arms), tuple(claims + hacking))
+
+
+def _tuned(chosen: Arm, base: AlignConfig) -> Arm:
+    """The arm with what a method leaves open beside the learning rate: DPO's beta, and how many RSO accepts."""
+    method = dict(chosen.changes)["method"]
+    if method == "rso":
+        counts = {accepted_count(base), base.n // 2}
+        return dataclasses.replace(
+            chosen, variants=tuple((("dpo_beta", b), ("rso_accepted", n)) for b in BETAS for n in sorted(counts))
+        )
+    if "dpo_beta" in METHODS[method].heeds:
+        return dataclasses.replace(chosen, variants=tuple((("dpo_beta", b),) for b in BETAS))
+    return chosen
 
 
 def table3(base: AlignConfig) -> Study:
@@ -214,6 +229,7 @@ BASELINE_LABELS = {
     "uniform": "1/n",
     "leave_one_out": "leave one out",
     "posterior_ratio": "Z·π/q",
+    "moving_average": "moving-average Z",
     "variance_optimal": "variance-optimal",
 }
 

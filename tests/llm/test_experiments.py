@@ -73,7 +73,7 @@ def test_the_best_learning_rate_is_the_lowest_of_the_best_by_validation(tmp_path
         cell = Cell(letter_config(learning_rate=rate), "w")
         grid.append(cell)
         store.add(dataclasses.replace(ROW, cell=cell.key, learning_rate=rate, validation_win_rate=won))
-    assert _best(grid, store) == 1e-3
+    assert _best(grid, store).config.learning_rate == 1e-3
 
 
 def test_letters_are_counted_as_strict_wins() -> None:
