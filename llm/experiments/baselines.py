@@ -32,30 +32,30 @@ def posterior_ratio(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
 
 
 _AVERAGES: dict[str, float] = {}
-"""The moving average of log Z by run folder; it begins anew in a run that is resumed."""
+"""The moving average of log Z by run folder; it is lost with the process, so experiments never resume such a run."""
 MEMORY = 0.99
 """What the moving average keeps at each further group: it is over about a hundred groups."""
 
 
 def moving_average(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
     """α/Z − β over n, Z one moving average over all groups, as GDC has it: rewards of all prompts on one scale."""
-    log_normalizers = torch.logsumexp(g.target, -1) - math.log(g.target.shape[-1])
-    found = [
-        _against_average(*row, config.out) for row in zip(g.target, g.ratio, log_normalizers.tolist(), strict=True)
-    ]
-    return torch.stack(found) / g.target.shape[-1]
+    return torch.stack([_against_average(*row, config.out) for row in zip(g.target, g.ratio, strict=True)])
 
 
-def _against_average(target: torch.Tensor, ratio: torch.Tensor, log_normalizer: float, run: str) -> torch.Tensor:
-    """n times a group's coefficients (G,) after the average has seen it; a group without goodness counts as Z = 0."""
-    before = _AVERAGES.get(run, log_normalizer)
-    after = float(np.logaddexp(math.log(MEMORY) + before, math.log1p(-MEMORY) + log_normalizer))
-    _AVERAGES[run] = after
-    return (target - after).exp() - ratio.exp() if after > -math.inf else torch.zeros_like(target)
+def _against_average(target: torch.Tensor, ratio: torch.Tensor, run: str) -> torch.Tensor:
+    """A group's coefficients (G,) after the average has seen it; a group without goodness counts for nothing."""
+    own = float(torch.logsumexp(target, -1)) - math.log(len(target))
+    if own == -math.inf:
+        return torch.zeros_like(target)
+    _AVERAGES[run] = float(np.logaddexp(math.log(MEMORY) + _AVERAGES.get(run, own), math.log1p(-MEMORY) + own))
+    return ((target - _AVERAGES[run]).exp() - ratio.exp()) / len(target)
 
 
 def variance_optimal(g: GroupTensors, config: AlignConfig) -> torch.Tensor:
-    """α̂ − λ β̂ with the λ of least Σ c²: the least variance where all ∇ log q_θ(y) are of one length and orthogonal."""
+    """α̂ − λ β̂ with the λ of least Σ c²: the least variance where all ∇ log q_θ(y) are of one length and orthogonal.
+
+    λ is the group's own, so the gradient's mean is not exactly that of a fixed baseline.
+    """
     weights = brain_core.self_normalized_weights(g.target, on_empty="skip")
     policy = brain_core.self_normalized_weights(g.ratio)
     return weights - (weights * policy).sum(-1, keepdim=True) / (policy**2).sum(-1, keepdim=True) * policy

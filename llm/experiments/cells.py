@@ -8,7 +8,10 @@ import hashlib
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -82,11 +85,13 @@ class Row:
         settings: What differs from the experiment's base, as JSON.
         best_step: The step of the adapter that was evaluated.
         validation_win_rate: By the reward model on the validation prompts, which chooses learning rates.
+        validation_objective: E r − T · KL on the validation prompts.
         judge: A letter for each test prompt, in the file's order: W, T or L against the reference; empty without a
             judge.
         reward_model: The same by the reward model.
         grades: The judge's grade of each test prompt's completion, in order, separated by spaces; empty without one.
         rewards: The same by the reward model.
+        log_ratios: log q_θ − log p of the same completions, nats.
         kl_to_prior: Nats, over the test prompts; `completion_length` in tokens likewise.
         completions: Completions sampled; `backward_completions` those in backward passes, each counted every time.
         seconds: Processor time of the run's last session, and of its store's sampling and scoring.
@@ -102,10 +107,12 @@ class Row:
     settings: str
     best_step: int
     validation_win_rate: float
+    validation_objective: float
     judge: str
     reward_model: str
     grades: str
     rewards: str
+    log_ratios: str
     kl_to_prior: float
     completion_length: float
     completions: int
@@ -157,7 +164,7 @@ def run_cells(cells: Sequence[Cell], store: CellStore, runs: Path, base: AlignCo
             continue
         context = multiprocessing.get_context("spawn")
         with (
-            ProcessPoolExecutor(min(processes, len(wanted)), context) as pool,
+            ProcessPoolExecutor(min(processes, len(wanted)), context, _end_with_parent) as pool,
             tqdm(total=len(wanted), desc="runs", unit="run") as bar,
         ):
             futures = [pool.submit(_finished, cell, runs, base) for cell in wanted.values()]
@@ -172,9 +179,21 @@ def run_cells(cells: Sequence[Cell], store: CellStore, runs: Path, base: AlignCo
         shutil.rmtree(runs / cell.key / "checkpoints", ignore_errors=True)
 
 
+def _end_with_parent() -> None:
+    """Let this process end when its parent is killed: nobody would collect its runs, which it would keep locked."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _is_needed(cell: Cell, stores: Mapping[str, Cell], cells: Sequence[Cell], store: CellStore, runs: Path) -> bool:
     """Whether a finished store has to be sampled again, for its folder is gone and a cell still wants it."""
-    if cell.key not in stores or (runs / cell.key / "summary.json").exists():
+    if cell.key not in stores or (runs / cell.key / PROCESSOR_TIME).exists():
         return False
     return any(c.store and c.store.key == cell.key and c.key not in store.rows for c in cells)
 
@@ -182,8 +201,10 @@ def _is_needed(cell: Cell, stores: Mapping[str, Cell], cells: Sequence[Cell], st
 def _finished(cell: Cell, runs: Path, base: AlignConfig) -> Row:
     """Run a cell to its end, going on where it was interrupted, and read what it found."""
     folder = runs / cell.key
-    if not (folder / "summary.json").exists():
+    if not (folder / PROCESSOR_TIME).exists():
         rollouts = str(runs / cell.store.key) if cell.store else cell.config.rollouts
+        if ":" in cell.config.method:  # the function may remember what it saw, which a resumed run would lack
+            shutil.rmtree(folder, ignore_errors=True)
         started = time.process_time()
         _align(dataclasses.replace(cell.config, out=str(folder), rollouts=rollouts), runs / f"{cell.key}.log")
         write_json(folder / PROCESSOR_TIME, {"seconds": time.process_time() - started})
@@ -222,10 +243,12 @@ def row_of(cell: Cell, folder: Path, base: AlignConfig) -> Row:
         settings=json.dumps(_differences(config, base), sort_keys=True),
         best_step=int(summary["best"]["step"]),
         validation_win_rate=summary["best"]["win_rate"],
+        validation_objective=_validation_objective(folder, int(summary["best"]["step"]), config.temperature),
         judge=_outcomes(folder, "grade"),
         reward_model=_outcomes(folder, "reward"),
         grades=_values(folder, "grade"),
         rewards=_values(folder, "reward"),
+        log_ratios=" ".join(f"{row['log_policy'] - row['log_prior']:.4g}" for row in _after(folder)),
         kl_to_prior=after["kl_to_prior"]["estimate"],
         completion_length=after["completion_length"]["estimate"],
         completions=summary["counts"]["completions"],
@@ -242,12 +265,20 @@ def _processor_seconds(folder: Path) -> float:
 
 
 def _sampling_seconds(cell: Cell, folder: Path) -> float:
-    """What the completions cost that this cell took from another: that run's time by its phases' share of it."""
+    """What the completions cost that this cell took from another: its phases' time, as far as it had the processor."""
     if not cell.store:
         return 0.0
     source = folder.parent / cell.store.key
     phases = sum(event["seconds"] for event in read_events(source / "metrics.jsonl") if event["event"] == "phase")
-    return float(_processor_seconds(source) * phases / read_json(source / "summary.json")["seconds"])
+    share = _processor_seconds(source) / read_json(source / "summary.json")["seconds"]
+    return float(phases * min(1.0, share))  # a last session that only ended the run is mostly loading
+
+
+def _validation_objective(folder: Path, step: int, temperature: float) -> float:
+    """The objective on the validation prompts at a step."""
+    events = read_events(folder / "metrics.jsonl")
+    at = next(event for event in events if event["event"] == "validation" and event["step"] == step)
+    return float(at["mean_reward"] - temperature * at["kl_to_prior"])
 
 
 def _differences(config: AlignConfig, base: AlignConfig) -> dict[str, Any]:

@@ -46,15 +46,11 @@ def mean_interval(values: np.ndarray, *, same_prompts: bool = False, seed: int =
     runs, prompts = values.shape
     shape = (REPEATS, 1) if same_prompts else (REPEATS, runs)
     counts = draws.multinomial(prompts, np.full(prompts, 1 / prompts), size=shape)
-    resampled = values[draws.integers(runs, size=(REPEATS, runs))]  # (R, S, P)
-    means = (resampled * counts).sum((1, 2)) / (runs * prompts)
+    sums = np.broadcast_to(counts.astype(np.float64) @ values.T, (REPEATS, runs, runs))  # of each place and seed
+    drawn = draws.integers(runs, size=(REPEATS, runs, 1))
+    means = np.take_along_axis(sums, drawn, axis=2).sum((1, 2)) / (runs * prompts)
     low, high = np.quantile(means, [0.025, 0.975])
     by_seed = values.mean(1)
     half = scipy.stats.t.ppf(0.975, runs - 1) * by_seed.std(ddof=1) / np.sqrt(runs) if runs > 1 else 0.0
     centre = float(values.mean())
     return Interval(centre, float(min(low, centre - half)), float(max(high, centre + half)))
-
-
-def difference(one: np.ndarray, other: np.ndarray, *, same_prompts: bool = False) -> Interval:
-    """Return the interval of the mean of one − other, (S, P) each, paired by seed and prompt."""
-    return mean_interval(one - other, same_prompts=same_prompts)

@@ -1,4 +1,4 @@
-"""Prepare the embedded default: write the small world's data and train its prior and its reward model, once."""
+"""Prepare a small world, such as the embedded default: write its data, train its prior and its reward model, once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm import reward_model, rewards
 from llm.reward_model import RewardModelConfig, train_reward_model
-from llm.tiny import judge, world
-from llm.tiny.judge import grade_one
-from llm.tiny.world import PROOF_END, Writer, build_tokenizer, draw_facts, proofread, write_post, write_summary
+from llm.tiny import tasks, world
+from llm.tiny.tasks import Facts, Task, build_tokenizer, load_task
+from llm.tiny.world import Writer
 
 WRITER = Writer()
 PROOF_WRITER = Writer(right=0.4, vague=0.2)
@@ -33,23 +34,25 @@ PROOF_WRITER = Writer(right=0.4, vague=0.2)
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Everything that shapes the small world; another value gets another folder of the cache."""
+    """Everything that shapes a small world; another value gets another folder of the cache."""
 
+    task: str = "summaries"
+    """Which world: one of `llm.tiny.tasks.TASKS`."""
     seed: int = 0
     writer: Writer = WRITER
-    """Who writes the references, the prior's summaries and the summaries that are compared."""
+    """Who writes the references, the prior's completions and the completions that are compared."""
     proof_writer: Writer = PROOF_WRITER
     """Who writes what is proofread; as often wrong as right, from which most is learned."""
     sharpness: float = 3.0
-    """The labeller prefers the better of two summaries with probability sigmoid(sharpness * difference of grades)."""
+    """The labeller prefers the better of two completions with probability sigmoid(sharpness * difference of grades)."""
     prompts: int = 1200
-    """Posts with a reference summary, for alignment, validation and test."""
+    """Prompts with a reference, for alignment, validation and test."""
     prior_pages: int = 19200
-    """What the prior learns from, each seen once: one half posts with summaries, the other posts with proofs."""
+    """What the prior learns from, each seen once: one half prompts with completions, the other prompts with proofs."""
     prior_batch: int = 16
     prior_learning_rate: float = 4e-3
     pairs: int = 32000
-    """Posts with two summaries and a preference; in one half of them the two differ in one part only."""
+    """Prompts with two completions and a preference; in one half of them the two differ in one part only."""
     reward_batch: int = 8
     reward_learning_rate: float = 1e-3
     hidden_size: int = 64
@@ -58,8 +61,12 @@ class WorldSettings:
     context: int = 256
 
 
+MINIATURE: dict[str, Any] = {"prompts": 300, "prior_pages": 1600, "pairs": 1600}
+"""Sizes of a world that is ready in seconds, for trials: `dataclasses.replace(settings, **MINIATURE)`."""
+
+
 def prepare(settings: WorldSettings | None = None) -> dict[str, str]:
-    """Build the small world, or reuse it from the cache.
+    """Build a small world, or reuse it from the cache.
 
     The cache is the user's cache folder, or the folder that the environment variable BRAIN_CACHE names. A world
     appears in it whole or not at all, so an interrupted or concurrent preparation does no harm.
@@ -68,24 +75,35 @@ def prepare(settings: WorldSettings | None = None) -> dict[str, str]:
         settings: the world's settings; the embedded default's where None.
 
     Returns:
-        options for alignment: the prior's folder under "model", the file of posts and references under "prompts", the
-        reward model's folder under "reward".
+        options for alignment: the prior's folder under "model", the file of prompts and references under "prompts",
+        the reward model's folder under "reward".
+
+    Raises:
+        UserError: there is no world of the name in `settings.task`.
     """
     settings = settings or WorldSettings()
     folder = _folder(settings)
     if folder.exists():
-        print(f"small world: reusing {folder}", file=sys.stderr)
+        print(f"small world of {settings.task}: reusing {folder}", file=sys.stderr)
     else:
-        print(f"small world: training a prior and a reward model, once, into {folder}", file=sys.stderr)
+        print(
+            f"small world of {settings.task}: training a prior and a reward model, once, into {folder}", file=sys.stderr
+        )
         folder.parent.mkdir(parents=True, exist_ok=True)
         _build_whole(settings, folder)
     return _options(folder)
 
 
-def prepared() -> dict[str, str] | None:
-    """Return what `prepare` would, of the embedded default's world, if that is in the cache."""
-    folder = _folder(WorldSettings())
+def prepared(settings: WorldSettings | None = None) -> dict[str, str] | None:
+    """Return what `prepare` would if that is in the cache."""
+    folder = _folder(settings or WorldSettings())
     return _options(folder) if folder.exists() else None
+
+
+# What the presets of the other worlds name.
+prepare_dialogue, prepared_dialogue = (partial(f, WorldSettings(task="dialogue")) for f in (prepare, prepared))
+prepare_translation, prepared_translation = (partial(f, WorldSettings(task="translation")) for f in (prepare, prepared))
+prepare_code, prepared_code = (partial(f, WorldSettings(task="code")) for f in (prepare, prepared))
 
 
 def _folder(settings: WorldSettings) -> Path:
@@ -106,7 +124,8 @@ def _options(folder: Path) -> dict[str, str]:
 def _fingerprint(settings: WorldSettings) -> str:
     """What changes with the settings or with the code that builds the world."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
-    for name in (__file__, world.__file__, judge.__file__, rewards.__file__, reward_model.__file__):
+    common = (__file__, tasks.__file__, world.__file__, rewards.__file__, reward_model.__file__)
+    for name in (*common, *load_task(settings.task).sources):
         digest.update(Path(name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -165,40 +184,42 @@ def _write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def _prompt_rows(settings: WorldSettings) -> Iterator[dict[str, str]]:
-    """Posts with a reference by the writer."""
-    rng = random.Random(f"{settings.seed} prompts")
+    """Prompts with a reference by the writer."""
+    task, rng = load_task(settings.task), random.Random(f"{settings.seed} prompts")
     for _ in range(settings.prompts):
-        facts = draw_facts(rng)
-        yield {"prompt": write_post(facts, rng), "reference": "".join(write_summary(facts, rng, settings.writer))}
+        facts = task.draw(rng)
+        prompt = task.write_prompt(facts, rng, end=task.end)
+        yield {"prompt": prompt, "reference": "".join(task.write_completion(facts, rng, settings.writer))}
 
 
 def _preference_rows(settings: WorldSettings) -> Iterator[dict[str, str]]:
-    """Posts with two summaries by the writer, labelled by a Bradley-Terry labeller who sees the grades."""
-    rng = random.Random(f"{settings.seed} preferences")
+    """Prompts with two completions by the writer, labelled by a Bradley-Terry labeller who sees the grades."""
+    task, rng = load_task(settings.task), random.Random(f"{settings.seed} preferences")
     for _ in range(settings.pairs):
-        facts = draw_facts(rng)
-        post = write_post(facts, rng)
-        first, second = _two_summaries(facts, rng, settings.writer)
-        margin = settings.sharpness * (grade_one(facts, first) - grade_one(facts, second))
+        facts = task.draw(rng)
+        prompt = task.write_prompt(facts, rng, end=task.end)
+        first, second = _two_completions(task, facts, rng, settings.writer)
+        margin = settings.sharpness * (task.grade_one(facts, first) - task.grade_one(facts, second))
         if rng.random() >= 1.0 / (1.0 + math.exp(-margin)):
             first, second = second, first
-        yield {"prompt": post, "chosen": first, "rejected": second}
+        yield {"prompt": prompt, "chosen": first, "rejected": second}
 
 
-def _two_summaries(facts: dict[str, str], rng: random.Random, writer: Writer) -> tuple[str, str]:
-    """Two summaries: half of the time independent, half of the time the second revises one part of the first."""
-    first, second = write_summary(facts, rng, writer), write_summary(facts, rng, writer)
+def _two_completions(task: Task, facts: Facts, rng: random.Random, writer: Writer) -> tuple[str, str]:
+    """Two completions: half of the time independent, half of the time the second revises one part of the first."""
+    first, second = task.write_completion(facts, rng, writer), task.write_completion(facts, rng, writer)
     if rng.random() < 0.5:
         part = rng.randrange(len(first))
         while second[part] == first[part]:
-            second = write_summary(facts, rng, writer)
+            second = task.write_completion(facts, rng, writer)
         second = [*first[:part], second[part], *first[part + 1 :]]
     return "".join(first), "".join(second)
 
 
 def _train_prior(settings: WorldSettings, out: Path) -> None:
-    """Train a small Llama on summaries and proofs; the loss is on what follows the post, the end token included."""
-    tokenizer = build_tokenizer()
+    """Train a small Llama on completions and proofs; the loss is on what follows the prompt, with the end token."""
+    task = load_task(settings.task)
+    tokenizer = build_tokenizer(task.texts())
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         model = LlamaForCausalLM(_model_config(settings, tokenizer))
@@ -212,7 +233,7 @@ def _train_prior(settings: WorldSettings, out: Path) -> None:
     rng = random.Random(f"{settings.seed} prior")
     progress = tqdm(range(steps), desc="prior", file=sys.stderr, mininterval=0.5)
     for _ in progress:
-        loss = model(**_prior_batch(settings, tokenizer, rng)).loss
+        loss = model(**_prior_batch([_page(task, settings, rng) for _ in range(settings.prior_batch)], tokenizer)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -242,26 +263,26 @@ def _model_config(settings: WorldSettings, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def _prior_batch(settings: WorldSettings, tokenizer: Any, rng: random.Random) -> dict[str, torch.Tensor]:
-    """Fresh pages: ids, mask and labels, each (B, T), padded on the right; -100 is not learned."""
-    pages = [_page(settings, rng) for _ in range(settings.prior_batch)]
-    rows = [(tokenizer.encode(post), [*tokenizer.encode(said), tokenizer.eos_token_id]) for post, said in pages]
-    longest = max(len(post) + len(said) for post, said in rows)
+def _prior_batch(pages: list[tuple[str, str]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Pages as ids, mask and labels, each (B, T), padded on the right; -100 is not learned."""
+    rows = [(tokenizer.encode(prompt), [*tokenizer.encode(said), tokenizer.eos_token_id]) for prompt, said in pages]
+    longest = max(len(prompt) + len(said) for prompt, said in rows)
 
     def padded(parts: Iterator[list[int]], fill: int) -> torch.Tensor:
         return torch.tensor([part + [fill] * (longest - len(part)) for part in parts])
 
     return {
-        "input_ids": padded((post + said for post, said in rows), tokenizer.pad_token_id),
-        "attention_mask": padded(([1] * len(post + said) for post, said in rows), 0),
-        "labels": padded(([-100] * len(post) + said for post, said in rows), -100),
+        "input_ids": padded((prompt + said for prompt, said in rows), tokenizer.pad_token_id),
+        "attention_mask": padded(([1] * len(prompt + said) for prompt, said in rows), 0),
+        "labels": padded(([-100] * len(prompt) + said for prompt, said in rows), -100),
     }
 
 
-def _page(settings: WorldSettings, rng: random.Random) -> tuple[str, str]:
-    """A post and what follows it: a summary, or as often a proof."""
-    facts = draw_facts(rng)
+def _page(task: Task, settings: WorldSettings, rng: random.Random) -> tuple[str, str]:
+    """A prompt and what follows it: a completion, or as often a proof."""
+    facts = task.draw(rng)
     if rng.random() < 0.5:
-        return write_post(facts, rng), "".join(write_summary(facts, rng, settings.writer))
-    parts = write_summary(facts, rng, settings.proof_writer)
-    return write_post(facts, rng, end=PROOF_END), "".join(proofread(parts, facts))
+        prompt = task.write_prompt(facts, rng, end=task.end)
+        return prompt, "".join(task.write_completion(facts, rng, settings.writer))
+    parts = task.write_completion(facts, rng, settings.proof_writer)
+    return task.write_prompt(facts, rng, end=task.proof_end), "".join(task.proofread(parts, facts))

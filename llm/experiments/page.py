@@ -1,0 +1,54 @@
+"""`python -m llm.experiments.page FILE`: fill the tables of claims in a page from the experiments' files.
+
+A table stands between two comments of the page, the first of which names the file that it is made from:
+
+    <!-- claims: experiments/summaries/table3.json -->
+    <!-- end of claims -->
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm.console import entry_point
+from llm.errors import UserError
+from llm.experiments.tables import claims_lines
+from llm.store import write_text
+
+BLOCK = re.compile(r"(<!-- claims: (\S+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_file():
+        raise UserError("Give the page: python -m llm.experiments.page docs/results.md")
+    page = Path(arguments[0])
+    write_text(page, filled(page))
+
+
+def filled(page: Path) -> str:
+    """Return a page's text with its tables made anew.
+
+    Args:
+        page: A Markdown file; the files that it names are relative to its folder.
+
+    Raises:
+        UserError: A file that the page names is missing.
+    """
+    return BLOCK.sub(lambda found: found[1] + _table(page.parent / found[2]) + found[3], page.read_text("utf-8"))
+
+
+def _table(path: Path) -> str:
+    """The claims that a file holds, as a table, and the command behind them."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Run its experiment first.")
+    found = json.loads(path.read_text("utf-8"))
+    return "\n".join([f"`{found['command']}`", "", *claims_lines(found["claims"]), "", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))
