@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llm.console import entry_point
 from llm.errors import UserError
@@ -47,7 +48,17 @@ def _table(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file. Run its experiment first.")
     found = json.loads(path.read_text("utf-8"))
-    return "\n".join([f"`{found['command']}`", "", *claims_lines(found["claims"]), "", ""])
+    claims = [*found["claims"], *map(_of_match, found.get("matches", []))]
+    return "\n".join([f"`{found['command']}`", "", *claims_lines(claims), "", ""])
+
+
+def _of_match(match: Mapping[str, Any]) -> dict[str, Any]:
+    """A head-to-head comparison as a claim."""
+    wins, ties, losses = (100 * match[outcome]["estimate"] for outcome in ("wins", "ties", "losses"))
+    margin = "{estimate:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{k: 100 * v for k, v in match["margin"].items()})
+    text = f"{match['first']} wins against {match['second']} more often than it loses"
+    shown = f"{margin}: {wins:.1f} wins, {ties:.1f} ties, {losses:.1f} losses"
+    return {"claim": text, "paper": match["paper"], "shown": shown, "verdict": match["verdict"]}
 
 
 if __name__ == "__main__":

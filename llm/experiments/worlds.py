@@ -122,7 +122,8 @@ def _with_fixed_test(base: AlignConfig, folder: Path) -> AlignConfig:
 def _kept(text: str, folder: Path, name: str) -> Path:
     """Write a file whose name changes with its text."""
     path = folder / f"{name}-{text_fingerprint(text)[:8]}.jsonl"
-    write_text(path, text)
+    if not path.exists():
+        write_text(path, text)
     return path
 
 

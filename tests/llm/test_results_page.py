@@ -32,6 +32,18 @@ def test_a_page_is_filled_between_its_comments_and_nowhere_else(tmp_path: Path) 
     assert filled(page) == text
 
 
+def test_a_head_to_head_comparison_is_a_claim_too(tmp_path: Path) -> None:
+    shares = {name: {"estimate": value} for name, value in (("wins", 0.5), ("ties", 0.3), ("losses", 0.2))}
+    margin = {"estimate": 0.3, "low": 0.1, "high": 0.5}
+    match = {"first": "a", "second": "b", "paper": "1 / 2 / 3", **shares, "margin": margin, "verdict": "holds"}
+    (tmp_path / "a.json").write_text(json.dumps({"command": "python -m x", "claims": [], "matches": [match]}))
+    (tmp_path / "page.md").write_text("<!-- claims: a.json -->\n<!-- end of claims -->\n")
+    expected = (
+        "| a wins against b more often than it loses | 1 / 2 / 3 | +30.0 [+10.0, +50.0]: 50.0 wins, 30.0 ties, 20.0 "
+    )
+    assert expected + "losses | holds |" in filled(tmp_path / "page.md")
+
+
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- claims: none.json -->\n<!-- end of claims -->\n")
