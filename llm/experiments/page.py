@@ -4,6 +4,8 @@ A table stands between two comments of the page, the first of which names the fi
 
     <!-- claims: experiments/summaries/table3.json -->
     <!-- end of claims -->
+
+"with WORDS" behind the file's name leaves only the claims in which these words stand.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from llm.errors import UserError
 from llm.experiments.tables import claims_lines
 from llm.store import write_text
 
-BLOCK = re.compile(r"(<!-- claims: (\S+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- claims: (\S+)(?: with (.+?))? -->\n).*?(<!-- end of claims -->)", re.DOTALL)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,15 +42,17 @@ def filled(page: Path) -> str:
     Raises:
         UserError: A file that the page names is missing.
     """
-    return BLOCK.sub(lambda found: found[1] + _table(page.parent / found[2]) + found[3], page.read_text("utf-8"))
+    text = page.read_text("utf-8")
+    return BLOCK.sub(lambda found: found[1] + _table(page.parent / found[2], found[3] or "") + found[4], text)
 
 
-def _table(path: Path) -> str:
-    """The claims that a file holds, as a table, and the command behind them."""
+def _table(path: Path, words: str) -> str:
+    """The claims with some words that a file holds, as a table, and the command behind them."""
     if not path.is_file():
         raise UserError(f"{path}: no such file. Run its experiment first.")
     found = json.loads(path.read_text("utf-8"))
     claims = [*found["claims"], *map(_of_match, found.get("matches", []))]
+    claims = [claim for claim in claims if words in claim["claim"]]
     return "\n".join([f"`{found['command']}`", "", *claims_lines(claims), "", ""])
 
 

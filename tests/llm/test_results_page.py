@@ -32,6 +32,14 @@ def test_a_page_is_filled_between_its_comments_and_nowhere_else(tmp_path: Path) 
     assert filled(page) == text
 
 
+def test_only_claims_with_some_words_are_left(tmp_path: Path) -> None:
+    claims = [CLAIM, {**CLAIM, "claim": "C beats D"}]
+    (tmp_path / "a.json").write_text(json.dumps({"command": "python -m x", "claims": claims}))
+    (tmp_path / "page.md").write_text("<!-- claims: a.json with C beats -->\n<!-- end of claims -->\n")
+    assert "C beats D" in filled(tmp_path / "page.md")
+    assert "A beats B" not in filled(tmp_path / "page.md")
+
+
 def test_a_head_to_head_comparison_is_a_claim_too(tmp_path: Path) -> None:
     shares = {name: {"estimate": value} for name, value in (("wins", 0.5), ("ties", 0.3), ("losses", 0.2))}
     margin = {"estimate": 0.3, "low": 0.1, "high": 0.5}
