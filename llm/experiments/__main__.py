@@ -59,6 +59,9 @@ class ExperimentsCommand:
     preferences.jsonl beside the prompts, if there is one."""
     arms: tuple[str, ...] = ()
     """Run only these rows; the table shows them and all others that are finished."""
+    by_objective: bool = False
+    """Choose settings by E r − T KL on the validation prompts instead of by the win rate, as NAME-by-objective: where
+    the target is mild, the win rate chooses what overshoots it."""
     check: int | None = None
     """Instead, run the first row (of --arms) at this seed once more, in a temporary folder, and compare: a seed of the
     table must give the same figures (exit status 1 if it does not), another one should lie in its seeds' reach."""
@@ -161,6 +164,7 @@ def _experiments(
                 raise
             say(f"{name} is left out. {error}")
         else:
+            found = dataclasses.replace(found, chosen_by="validation_objective") if command.by_objective else found
             yield Experiment(name, world.base, _on(task, found) if task else found)
 
 
@@ -195,8 +199,8 @@ def _measure_variance(base: AlignConfig, command: ExperimentsCommand, line: str)
 
 
 def _file_name(name: str, command: ExperimentsCommand) -> str:
-    """What an experiment's files are named; tiny runs never replace others' files."""
-    return f"{name}-quick" if command.quick else name
+    """What an experiment's files are named; tiny runs, and other choices, never replace others' files."""
+    return name + "-by-objective" * command.by_objective + "-quick" * command.quick
 
 
 def _chosen(study: Study, labels: Sequence[str]) -> list[Arm]:

@@ -136,7 +136,7 @@ def table1(base: AlignConfig, pairs: str = "") -> Study:
     claims = [
         Claim(f"BRAIn beats {other} by the {JUDGES[by]}", paper, "brain", other, by)
         for other, pair in PAPER_TABLE1.items()
-        for by, paper in (("reward_model", pair[0]), ("judge", pair[1]))
+        for by, paper in (("reward_model", pair[0]), ("judge", pair[1]), ("objective", "–"))
     ]
     hacking = [
         Claim("DPO-sft beats DPO by the train reward model", "87.37 / 54.60; 90.86 / 86.72", "dpo-sft", "dpo"),
@@ -190,7 +190,7 @@ def table3(base: AlignConfig) -> Study:
     claims = [
         Claim(f"{one} beats {other} by the {JUDGES[by]}", paper, one, other, by)
         for one, other, reward, judged in steps
-        for by, paper in (("reward_model", reward), ("judge", judged))
+        for by, paper in (("reward_model", reward), ("judge", judged), ("objective", "–"))
     ]
     return Study("Which step from DPO-sft to BRAIn helps?", arms, tuple(claims))
 
@@ -205,11 +205,12 @@ def baseline(base: AlignConfig) -> Study:
     claims = [
         Claim("The baseline helps by the train reward model", "95.21 / 61.1; 95.40 / 58.3", "β̂ (BRAIn)", "none"),
         Claim("The baseline helps by the independent judge", "–", "β̂ (BRAIn)", "none", "judge"),
+        Claim(f"The baseline helps by the {JUDGES['objective']}", "–", "β̂ (BRAIn)", "none", "objective"),
     ]
     claims += [
         Claim(f"β̂ beats the baseline {label} by the {JUDGES[by]}", "–", "β̂ (BRAIn)", label, by)
         for label in BASELINE_LABELS.values()
-        for by in ("reward_model", "judge")
+        for by in JUDGES
     ]
     return Study("What does the self-normalised baseline do?", arms, tuple(claims))
 

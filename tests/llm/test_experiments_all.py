@@ -319,3 +319,13 @@ def test_a_world_is_told_by_what_models_hold_and_judges_use(own_letters: Path) -
     names = {path.name for path in worlds._beside(code.grade)}
     assert "expressions.py" in names
     assert "code.py" not in names  # which is told by the function itself
+
+
+def test_settings_chosen_by_the_objective_are_another_page(own_letters: Path) -> None:
+    command = ExperimentsCommand("table3", by_objective=True, quick=True)
+    (asked,) = command_module._experiments(
+        ["table3"], lambda _: World(letter_config(), ""), lambda *_: ("", ()), command
+    )
+    assert asked.study.chosen_by == "validation_objective"
+    assert command_module._file_name("table3", command) == "table3-by-objective-quick"
+    assert command_module._file_name("table3", ExperimentsCommand("table3")) == "table3"
