@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cell_rows import ROW
 from letter_world import letter_config
 from llm.errors import UserError
 from llm.experiments import head_to_head, pictures, repeat, tables
@@ -18,29 +19,6 @@ from llm.experiments.cells import Cell, CellStore, Row
 from llm.experiments.results import Found, figures, paired
 from llm.experiments.studies import Claim, Match, Study, arm
 
-ROW = Row(
-    "k",
-    "w",
-    "brain",
-    0,
-    1e-3,
-    "{}",
-    4,
-    0.5,
-    1.0,
-    "WLTW",
-    "WWLL",
-    "1 2 3 4",
-    "1 2 3 4",
-    "0 0 0 1",
-    0.1,
-    5.0,
-    48,
-    96,
-    1.5,
-    "p",
-    "0",
-)
 RATES = (1e-3, 3e-3, 1e-2)
 STAMP = {"world": "world-mark", "settings": "settings-mark", "version": "1.2"}
 BASE = letter_config(validation_count=7, seed=0)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from cell_rows import ROW
 from letter_world import letter_config, letter_tokenizer, moved, save_llama
 from llm.checkpoint import save_adapter
 from llm.config import AlignConfig
 from llm.errors import UserError
 from llm.experiments import variance
-from llm.experiments.cells import Cell, CellStore, Row
+from llm.experiments.cells import Cell, CellStore
 from llm.experiments.studies import arm
 from llm.experiments.variance import (
     MEASURED,
@@ -50,7 +51,6 @@ PROMPT = Prompt("x", "ab", (3, 4), None)
 END = 2
 SEQUENCES = [(END,), *((first, last) for first in (0, 1, 3, 4) for last in range(5))]
 SMALL = Size(prompts=2, groups=2)
-ROW = Row("k", "w", "brain", 0, 1e-3, "{}", 4, 0.5, 1.0, "W", "W", "1", "1", "0.1", 0.1, 5.0, 48, 96, 1.5, "p", "0")
 
 
 def randomised(policy: Policy, seed: int, scale: float = 0.2) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cell_rows import ROW
 from letter_world import LETTERS, letter_config
 from llm.config import AlignConfig, validate
 from llm.errors import UserError
@@ -20,33 +21,10 @@ from llm.experiments import __main__ as command_module
 from llm.experiments import cells as cells_module
 from llm.experiments import repeat, verdicts
 from llm.experiments.__main__ import _best, main, world_fingerprint
-from llm.experiments.cells import Cell, CellStore, Row
+from llm.experiments.cells import Cell, CellStore
 from llm.experiments.studies import STUDIES, Arm, study
 from llm.experiments.verdicts import Interval, mean_interval, wins
 
-ROW = Row(
-    "k",
-    "w",
-    "brain",
-    0,
-    1e-3,
-    "{}",
-    4,
-    0.5,
-    1.0,
-    "WLTW",
-    "WWLL",
-    "1 2 3 4",
-    "1 2 3 4",
-    "0 0 0 1",
-    0.1,
-    5.0,
-    48,
-    96,
-    1.5,
-    "p",
-    "0",
-)
 ALIGN = ["--model", "model", "--prompts", "prompts.jsonl", "--reward", "letter_rewards:count_a", "--judge"]
 ALIGN += ["letter_rewards:grade", "--max-new-tokens", "6", "--temperature", "0.2", "--learning-rate", "0.01"]
 
