@@ -41,10 +41,10 @@ def results(matches: Sequence[Match], runs: Mapping[str, Sequence[Row]]) -> list
 def _shares(signs: np.ndarray, *, is_shared: bool) -> dict[str, Any]:
     """Shares of 1, 0 and −1 in signs (S, P), their margin, and the verdict on it."""
     shares = {
-        name: mean_interval((signs == sign).astype(float), same_prompts=is_shared)._asdict()
+        name: mean_interval((signs == sign).astype(float), same_prompts=is_shared).within(0.0, 1.0)._asdict()
         for name, sign in OUTCOMES.items()
     }
-    margin = mean_interval(signs, same_prompts=is_shared)
+    margin = mean_interval(signs, same_prompts=is_shared).within(-1.0, 1.0)
     return {**shares, "unparsed": None, "margin": margin._asdict(), "verdict": margin.verdict()}
 
 

@@ -98,7 +98,9 @@ def win_rate(rows: Sequence[Row], judge: str) -> Interval | None:
         judge: `judge` or `reward_model`.
     """
     outcomes = [getattr(row, judge) for row in rows]
-    return mean_interval(wins(outcomes), same_prompts=share_prompts(rows)) if all(outcomes) else None
+    if not all(outcomes):
+        return None
+    return mean_interval(wins(outcomes), same_prompts=share_prompts(rows)).within(0.0, 1.0)
 
 
 def share_prompts(rows: Sequence[Row]) -> bool:

@@ -85,7 +85,9 @@ def _claimed(claim: Claim, runs: Runs, temperature: float) -> Interval | None:
     values = [np.array([_compared(row, claim.by, temperature) for row in rows]) for rows in zip(*groups, strict=True)]
     if not groups or not all(each.size for each in values):
         return None
-    return mean_interval(values[0] - values[1] + claim.margin, same_prompts=share_prompts([one for one, _ in groups]))
+    same_prompts = share_prompts([one for one, _ in groups])
+    interval = mean_interval(values[0] - values[1] + claim.margin, same_prompts=same_prompts)
+    return interval if claim.by == "objective" else interval.within(claim.margin - 1, claim.margin + 1)
 
 
 def _compared(row: Row, by: str, temperature: float) -> np.ndarray:

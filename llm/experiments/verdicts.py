@@ -25,6 +25,10 @@ class Interval(NamedTuple):
             return "holds"
         return "does not hold" if self.high < 0 else "undecided"
 
+    def within(self, lowest: float, highest: float) -> Interval:
+        """Return the part of the interval that is possible: Student's t on few seeds goes beyond 0 and 100 %."""
+        return Interval(self.estimate, max(self.low, lowest), min(self.high, highest))
+
 
 def wins(outcomes: Sequence[str]) -> np.ndarray:
     """Return (S, P) 1 for a win and 0 for a tie or loss, of S runs' letters for P prompts."""

@@ -226,6 +226,19 @@ def test_a_claim_with_a_margin_allows_for_it() -> None:
     assert estimates == pytest.approx([-0.25, -0.05, 0.05])
 
 
+def test_no_interval_goes_beyond_what_a_share_or_a_difference_of_shares_can_be() -> None:
+    apart = {"judge": "WWWW", "grades": "9 9 9 9"}, {"judge": "LLLL", "grades": "0 0 0 0"}
+    one = [_row(str(s), s, 1e-3, **apart[s]) for s in range(2)]
+    other = [_row(str(s), s, 1e-3, **apart[1 - s]) for s in range(2)]
+    row = figures(Found(arm("brain"), ((letter_config(), one[0]),), tuple(one)))
+    assert (row["judge_low"], row["judge_high"]) == (0.0, 1.0)
+    claim = Claim("one is hardly worse", "–", "x", "y", "judge", margin=0.5)
+    (decision,) = tables.decided(Study("?", (), (claim,)), {"x": one, "y": other}, 1.0)
+    (match,) = head_to_head.results([Match("x", "y", "p")], {"x": one, "y": other})
+    assert (decision["low"], decision["high"]) == (-0.5, 1.5)
+    assert (match["margin"]["low"], match["margin"]["high"], match["wins"]["low"]) == (-1.0, 1.0, 0.0)
+
+
 def test_the_objective_is_the_reward_less_the_temperature_times_the_log_ratio_of_each_prompt() -> None:
     one = [_row("a", 0, 1e-3, rewards="1 2 3 4", log_ratios="0.5 0 0 1")]
     other = [_row("b", 0, 1e-3, rewards="1 1 1 1", log_ratios="0 0 0 0")]
